@@ -1,0 +1,52 @@
+# The two commands of the README are `make demo` and `make test`; the others are for maintainers.
+# They need Python 3.11+, git and make.  Everything they make lies in .venv, and in
+# ~/.cache/portretry-udev where real OctoPrints are kept for `make test-octoprint`.
+VENV ?= .venv
+PYTEST = $(VENV)/bin/pytest
+
+.PHONY: demo test lint coverage mutants test-octoprint test-system benchmark clean
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
+
+test: $(VENV)/.test
+	@$(PYTEST)
+
+# Style, types, and dead or doubled code.
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# The rules and the firmware's words: every branch is taken by their own tests.
+coverage: $(VENV)/.test
+	$(PYTEST) -q tests/test_rules.py tests/test_rules_machine.py tests/test_firmware.py \
+	    --cov=portretry_udev.rules --cov=portretry_udev.firmware --cov-branch \
+	    --cov-report=term-missing --cov-fail-under=100
+
+# Breaks the rules one by one; every break must be noticed by a test.
+mutants: $(VENV)/.test
+	$(VENV)/bin/python tests/mutants.py
+
+# Real OctoPrints, installed into a cache on first use; some ten minutes.
+test-octoprint: $(VENV)/.test
+	$(PYTEST) -m octoprint tests/octoprint
+
+# Real udevd, kernel uevents, umockdev: root, and `apt install udev umockdev`.
+test-system: $(VENV)/.test
+	$(PYTEST) -m system tests/system
+
+benchmark: $(VENV)/.test
+	$(VENV)/bin/python benchmarks/recovery.py
+
+clean:
+	rm -rf $(VENV) dist
+
+$(VENV)/.demo: pyproject.toml tools/make-venv
+	@tools/make-venv $(VENV) && touch $@
+
+$(VENV)/.test: pyproject.toml tools/make-venv
+	@tools/make-venv $(VENV) test && touch $@ $(VENV)/.demo
+
+$(VENV)/.lint: pyproject.toml tools/make-venv
+	@tools/make-venv $(VENV) test,lint && touch $@ $(VENV)/.test $(VENV)/.demo

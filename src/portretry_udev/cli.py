@@ -1,0 +1,506 @@
+"""The commands: flags in, the right module called, its outcome said.  Thin: nothing is decided here.
+
+stdout holds only what was asked for; everything else goes to stderr.  Exit status follows sysexits(3).
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import textwrap
+import tomllib
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from portretry_udev import __version__, control, firmware, logs
+from portretry_udev import port as ports_
+from portretry_udev import probe as probe_
+from portretry_udev.config import DEFAULT_FILE, Config, Printer, Wrong, load
+from portretry_udev.daemon import Daemon
+from portretry_udev.devices import Devices, Missing, NoLibudevError, Port, Wanted
+from portretry_udev.octoprint import Client, Kind, Trouble, offered
+from portretry_udev.rules import Octo
+
+EX_SILENT = 1  # a probe that heard nothing
+EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
+EX_TEMPFAIL = 75
+EX_CONFIG = 78  # systemd is told not to restart the service on it
+EX_INTERRUPTED = 130  # as shells say it: 128 + SIGINT
+_OFFLINE = (Octo.OFFLINE, Octo.LOST, Octo.FAULT)
+
+_log = logging.getLogger("portretry_udev")
+
+
+def _fail(status: int, *lines: str) -> NoReturn:
+    for line in lines:
+        click.echo(f"portretry-udev: {line}", err=True)
+    sys.exit(status)
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what may stand anywhere: --config and -v."""
+    verbose = click.option("-v", "--verbose", is_flag=True, help="Say each event and each effect.")
+    config = click.option(
+        "--config", type=click.Path(dir_okay=False), help="Configuration  [/etc/portretry-udev/config.toml]"
+    )
+    return config(verbose(command))
+
+
+def _flags(flags: dict[str, Any], ctx: click.Context) -> dict[str, Any]:
+    """A command's flags, with those given before its name."""
+    return {**flags, "config": flags.get("config") or (ctx.obj or {}).get("config")}
+
+
+def _load(flags: dict[str, Any], only: tuple[str, ...] = ()) -> Config:
+    try:
+        return load(flags, os.environ, only)
+    except Wrong as wrong:
+        _fail(EX_CONFIG, *wrong.mistakes, "nothing was started or changed")
+
+
+def _devices() -> Devices:
+    try:
+        return Devices()
+    except NoLibudevError as missing:
+        _fail(EX_UNAVAILABLE, str(missing))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="portretry-udev", message="%(prog)s %(version)s")
+@click.option("--config", type=click.Path(dir_okay=False), help="Configuration for any of the commands.")
+@click.pass_context
+def main(ctx: click.Context, config: str | None) -> None:
+    """Bring a 3D printer back into OctoPrint the moment it returns; never harm a print in doing so."""
+    ctx.obj = {"config": config}
+
+
+# -- watch -------------------------------------------------------------------------------------------------
+@main.command()
+@click.argument("name", nargs=-1)
+@click.option("--octoprint", metavar="URL", help="Where OctoPrint is, such as http://127.0.0.1:5000")
+@click.option("--api-key-file", metavar="FILE", help="File with OctoPrint's API key, mode 0600.")
+@click.option("--port", metavar="NODE", help="The printer's port  [the one OctoPrint prefers]")
+@click.option("--baudrate", type=int, metavar="N", help="Baud  [OctoPrint's]")
+@click.option("--interval", type=float, metavar="S", help="Seconds between looks  [5, or PortRetry's]")
+@click.option(
+    "--reconnect", type=click.Choice(["on-return", "always"]), help="After a Disconnect  [on-return]"
+)
+@click.option("--probe", type=click.Choice(["firmware", "open", "none"]), help="What to ask for  [firmware]")
+@click.option("--start", type=click.Choice(["connect", "wait"]), help="At the start  [connect]")
+@click.option("--no-avoid-reset", is_flag=True, help="Let DTR drop whenever the port is closed.")
+@click.option(
+    "--octoprint-config", metavar="FILE", help="OctoPrint's config.yaml: take PortRetry's settings over."
+)
+@click.option("--state-dir", metavar="DIR", help="Where holds are remembered.")
+@click.option("--control", metavar="PATH", help="The socket for status, retry, pause and resume.")
+@click.option("--dry-run", is_flag=True, help="Open and connect nothing; say what would be done.")
+@_common
+@click.pass_context
+def watch(
+    ctx: click.Context,
+    /,
+    name: tuple[str, ...],
+    *,
+    verbose: bool,
+    dry_run: bool,
+    no_avoid_reset: bool,
+    **flags: Any,  # noqa: ANN401 - click's values, which `load` judges
+) -> None:
+    """Watch the printers, or those NAMEd, until a signal comes.
+
+    Without a configuration file, one printer is watched as the flags say.
+    """
+    flags["avoid_reset"] = False if no_avoid_reset else None
+    config = _load(_flags(flags, ctx), name)
+    logs.set_up(verbose=verbose)
+    _devices().close()  # libudev is there
+    try:
+        Daemon(config, dry_run=dry_run).run()
+    except control.ControlError as e:
+        _fail(e.status, str(e), "nothing was started or changed")
+    except Exception:  # noqa: BLE001 - the last place where it can be said
+        _log.critical("unforeseen, please report it; the service ends:", exc_info=True)
+        sys.exit(EX_SOFTWARE)
+
+
+# -- probe -------------------------------------------------------------------------------------------------
+@main.command()
+@click.argument("port", required=False)
+@click.option("--baudrate", type=int, metavar="N", help="Baud  [the configured one, else 115200]")
+@click.option("--all-bauds", is_flag=True, help="Try one baudrate after the other.")
+@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
+@_common
+@click.pass_context
+def probe(  # noqa: PLR0913 - one argument a flag
+    ctx: click.Context,
+    port: str | None,
+    *,
+    baudrate: int | None,
+    all_bauds: bool,
+    as_json: bool,
+    verbose: bool,
+    config: str | None,
+) -> None:
+    """Look once, carefully, at one port: what answers there.
+
+    PORT is a node, or the name of a configured printer (left out: the only one).  Nothing is done while the
+    port is in use.  Opening a port resets many boards: not for a port with a print running from SD.
+    """
+    logs.set_up(verbose=verbose)
+    path, printer = _which(port, _flags({"config": config}, ctx))
+    if printer is not None:
+        _refuse_if_connected(printer)
+    found = _devices().find(Wanted(path))
+    if isinstance(found, Missing):
+        _fail(EX_UNAVAILABLE, found.why)
+    first = baudrate or (printer.baudrate if printer else None) or firmware.BAUDRATES[0]
+    rates = _rates(first, all_bauds=all_bauds, shun=ports_.SHUNNED.get(found.vendor or "", frozenset()))
+    try:
+        result = probe_.probe(
+            path, rates, tried=lambda rate: click.echo(f"{path}: asking at {rate} baud", err=True)
+        )
+    except ports_.PortError as refused:
+        _fail(EX_UNAVAILABLE, str(refused))
+    except ports_.HangUp:
+        _fail(EX_UNAVAILABLE, f"{path} went away meanwhile")
+    if as_json:
+        click.echo(json.dumps({"port": path, **dataclasses.asdict(result)}))
+    else:
+        _show_probe(path, result)
+    sys.exit(0 if result.baudrate is not None else EX_SILENT)
+
+
+def _which(port: str | None, flags: dict[str, Any]) -> tuple[str, Printer | None]:
+    """The node to probe, and the printer it belongs to where that is configured."""
+    if port is not None and "/" in port:
+        return port, None
+    config = _load(flags, (port,) if port else ())
+    if len(config.printers) != 1:
+        names = ", ".join(printer.name for printer in config.printers)
+        _fail(EX_CONFIG, f"there are several printers, name one of them: {names}")
+    printer = config.printers[0]
+    if printer.port:
+        return printer.port, printer
+    if printer.match:
+        found = _devices().find(Wanted(None, printer.match))
+        if isinstance(found, Missing):
+            _fail(EX_UNAVAILABLE, found.why)
+        return found.path, printer
+    _fail(EX_CONFIG, f"{printer.name} has no port: name a node, such as /dev/ttyUSB0")
+
+
+def _refuse_if_connected(printer: Printer) -> None:
+    client = Client(printer.octoprint, printer.key.read, ca_file=printer.ca_file)
+    try:
+        answer = client.look()
+    except Trouble as trouble:
+        if trouble.kind is not Kind.DOWN:  # whoever is not running has no port open
+            _fail(EX_UNAVAILABLE, f"{printer.name}: {trouble}: hands off")
+        return
+    finally:
+        client.close()
+    if answer.octo not in _OFFLINE:
+        _fail(EX_UNAVAILABLE, f"{printer.name}: OctoPrint says {answer.job!r}: hands off")
+
+
+def _rates(first: int, *, all_bauds: bool, shun: frozenset[int]) -> list[int]:
+    rates = [first, *(rate for rate in firmware.BAUDRATES if rate != first)] if all_bauds else [first]
+    allowed = [rate for rate in rates if rate not in shun | {ports_.BOOTLOADER_TOUCH}]
+    if not allowed:
+        _fail(EX_CONFIG, f"{first} baud is never used on this port: it starts a bootloader or ends host mode")
+    return allowed
+
+
+def _show_probe(path: str, found: probe_.Found) -> None:
+    if found.baudrate is None:
+        click.echo(f"{path}: nothing answers")
+        for rate in found.garbage:
+            click.echo(f"  garbage at {rate} baud: another baudrate? try --all-bauds")
+        if found.fault:
+            click.echo("  the firmware reports a fault: look at the printer")
+        return
+    name = (found.firmware.name if found.firmware else None) or "a firmware that does not say its name"
+    click.echo(f"{path}: {name}")
+    if found.firmware and found.firmware.machine:
+        click.echo(f"  machine   {found.firmware.machine}")
+    click.echo(f"  baudrate  {found.baudrate}")
+    click.echo(f"  life      after {found.seconds:.1f} s")
+    click.echo(f"  reset     {'opening the port reset the board' if found.reset else 'none was seen'}")
+    if found.busy:
+        click.echo("  busy      it is at work: hands off")
+
+
+# -- ports -------------------------------------------------------------------------------------------------
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
+@_common
+@click.pass_context
+def ports(ctx: click.Context, *, as_json: bool, verbose: bool, config: str | None) -> None:
+    """List the serial ports: node, stable names, USB identity, who holds them, OctoPrint's name for them."""
+    logs.set_up(verbose=verbose)
+    rows = [_row(port) for port in _devices().ports()]
+    _add_octoprint_names(rows, _flags({"config": config}, ctx))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo("no serial ports are there: is the printer plugged in and switched on?", err=True)
+    for row in rows:
+        _show_row(row)
+
+
+def _row(port: Port) -> dict[str, Any]:
+    row = dataclasses.asdict(port)
+    try:
+        row["holders"] = [str(holder) for holder in ports_.holders(port.node).found]
+    except OSError as e:
+        row["holders"] = None
+        row["trouble"] = e.strerror
+    return row
+
+
+def _add_octoprint_names(rows: list[dict[str, Any]], flags: dict[str, Any]) -> None:
+    """Where a configuration names OctoPrints that answer, say what they call the ports."""
+    try:
+        printers = load(flags, os.environ).printers
+    except Wrong:
+        return  # `ports` is for those, too, who have not configured anything yet
+    for printer in printers:
+        client = Client(printer.octoprint, printer.key.read, ca_file=printer.ca_file)
+        try:
+            answer = client.look()
+        except Trouble as trouble:
+            click.echo(f"portretry-udev: {printer.name}: {trouble}", err=True)
+            continue
+        finally:
+            client.close()
+        for row in rows:
+            links = [link for link in (row["by_id"], row["by_path"]) if link]
+            if (name := offered(answer.ports, row["node"], links)) is not None:
+                row.setdefault("octoprint", {})[printer.name] = name
+
+
+def _show_row(row: dict[str, Any]) -> None:
+    usb = f"{row['vendor']}:{row['product']}" if row["vendor"] else "no USB"
+    holders = row["holders"]
+    held = (
+        "cannot be looked at"
+        if holders is None
+        else "free"
+        if not holders
+        else "in use by " + ", ".join(holders)
+    )
+    click.echo(f"{row['node']}  {usb}  {row['driver'] or '-'}  {held}")
+    for title, value in (
+        ("product", row["name"]),
+        ("serial", row["serial"]),
+        ("by-id", row["by_id"]),
+        ("by-path", row["by_path"]),
+    ):
+        if value:
+            click.echo(f"  {title:<9} {value}")
+    for printer, name in row.get("octoprint", {}).items():
+        click.echo(f"  {'OctoPrint':<9} {name} ({printer})")
+
+
+# -- status, retry, pause, resume --------------------------------------------------------------------------
+_WIDTH = 80  # columns, where the terminal has no fewer
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_COLOURS = {"connected": "green", "faulted": "red", "unreachable": "red", "unconfigured": "red"}
+
+
+def _seconds(text: str) -> float | None:
+    """The length of a duration; None: the text is none."""
+    parts = r"(\d{1,9})(s|min|m|h|d)"
+    if not re.fullmatch(f"({parts})+", text, re.ASCII):
+        return None
+    return float(sum(int(number) * _SECONDS[unit] for number, unit in re.findall(parts, text)))
+
+
+def _duration(text: str) -> float:
+    """A span of time as people write it, in seconds."""
+    seconds = _seconds(text)
+    if seconds is None or not 0 < seconds <= control.LONGEST_PAUSE:
+        raise click.BadParameter(f"{text!r} is no duration from 1s to 366d, such as 90s, 10m, 1h30m")
+    return seconds
+
+
+def _asks_service(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what all that ask the running service have: NAME, --control and --config."""
+    name = click.argument("name", required=False)
+    path = click.option(
+        "--control", "path", metavar="PATH", envvar="PORTRETRY_CONTROL", help="The service's socket."
+    )
+    config = click.option("--config", metavar="FILE", help="Configuration that may name the socket.")
+    return name(path(config(command)))
+
+
+def _socket(ctx: click.Context, path: str | None, config: str | None) -> Path | None:
+    """The socket that was named, by flag, variable or configuration; None: the default.
+
+    Of the configuration nothing else is read: who asks the service need not be able to read its keys.
+    """
+    if path:
+        return Path(path).absolute()
+    named = config or (ctx.obj or {}).get("config") or os.environ.get("PORTRETRY_CONFIG")
+    try:
+        with Path(named or DEFAULT_FILE).open("rb") as file:
+            found = tomllib.load(file).get("control")
+    except (OSError, ValueError) as e:
+        if named:
+            _fail(EX_CONFIG, f"{named}: {getattr(e, 'strerror', None) or e}")
+        return None
+    return Path(found).expanduser() if isinstance(found, str) else None
+
+
+def _ask(path: Path | None, command: str, **wishes: object) -> dict[str, Any]:
+    try:
+        return control.ask(path, command, **wishes)
+    except control.ControlError as e:
+        _fail(e.status, _plain(str(e)))
+
+
+@main.command()
+@_asks_service
+@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
+@click.option("--follow", is_flag=True, help="Say it again at each change, until Ctrl-C.")
+@click.pass_context
+def status(  # noqa: PLR0913 - one argument a flag
+    ctx: click.Context, name: str | None, path: str | None, config: str | None, *, as_json: bool, follow: bool
+) -> None:
+    """Say what the running service sees, waits for and has done; for all printers, or the one NAMEd."""
+    socket = _socket(ctx, path, config)
+    if not follow:
+        _show_status(_ask(socket, "status", printer=name)["printers"], as_json=as_json, indent=2)
+        return
+    try:
+        for count, answer in enumerate(control.follow(socket, name)):
+            if count and not as_json:
+                click.echo()
+            _show_status(answer["printers"], as_json=as_json)
+    except control.ControlError as e:
+        _fail(e.status, _plain(str(e)))
+    except KeyboardInterrupt:
+        sys.exit(EX_INTERRUPTED)
+
+
+@main.command()
+@_asks_service
+@click.pass_context
+def retry(ctx: click.Context, name: str | None, path: str | None, config: str | None) -> None:
+    """Forget why hands are off: look again now, also after a Disconnect or a fault.
+
+    For all printers, or the one NAMEd.
+    """
+    for printer in _ask(_socket(ctx, path, config), "retry", printer=name)["printers"]:
+        click.echo(f"{printer}: looking anew; what comes of it: portretry-udev status {printer}")
+
+
+@main.command()
+@_asks_service
+@click.option("--for", "seconds", type=_duration, metavar="TIME", help="Such as 90s, 10m, 1h30m.")
+@click.pass_context
+def pause(
+    ctx: click.Context, name: str | None, path: str | None, config: str | None, *, seconds: float | None
+) -> None:
+    """Let go of the port, for TIME or until `resume`; to flash the printer, for one.
+
+    For all printers, or the one NAMEd; `pause 10m` is short for `pause --for 10m`.  When the command has
+    ended with status 0, the service has no port open any more.
+    """
+    socket = _socket(ctx, path, config)
+    try:
+        answer = control.ask(socket, "pause", printer=name, seconds=seconds)
+    except control.ControlError as e:
+        if e.kind != "printer" or name is None or _seconds(name) is None or seconds is not None:
+            _fail(e.status, _plain(str(e)))
+        seconds = _duration(name)
+        answer = _ask(socket, "pause", seconds=seconds)
+    until = "until `portretry-udev resume`" if seconds is None else f"for {_span(seconds)}"
+    for printer, found in answer["printers"].items():
+        if printer not in answer["pending"]:
+            held = f"; the port is in use by {_plain(found['holder'])}" if found["holder"] else ""
+            click.echo(f"{printer}: paused {until}{held}")
+    if answer["pending"]:
+        names = ", ".join(answer["pending"])
+        _fail(EX_TEMPFAIL, f"{names}: OctoPrint is just connecting: the port is let go when that is over")
+
+
+@main.command()
+@_asks_service
+@click.pass_context
+def resume(ctx: click.Context, name: str | None, path: str | None, config: str | None) -> None:
+    """End a pause; of all printers, or of the one NAMEd."""
+    for printer in _ask(_socket(ctx, path, config), "resume", printer=name)["printers"]:
+        click.echo(f"{printer}: watched again")
+
+
+def _span(seconds: float) -> str:
+    """A duration in the largest unit that does it justice."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size and math.isclose(seconds % size, 0):
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
+
+
+def _show_status(printers: dict[str, Any], *, as_json: bool, indent: int | None = None) -> None:
+    if as_json:
+        click.echo(json.dumps({"printers": printers}, indent=indent))
+        return
+    colour = False if "NO_COLOR" in os.environ else None  # None: on a terminal only
+    for line in _table(printers, min(_WIDTH, shutil.get_terminal_size().columns)):
+        click.echo(line, color=colour)
+
+
+def _table(printers: dict[str, Any], width: int) -> list[str]:
+    """The state of all printers for people: two columns of short words, and below them what is long."""
+    room = max(len("NAME"), width - 2 - len("unconfigured") - 2 - len("2000-01-01 00:00:00"))
+    names = min(room, max(len(name) for name in ("NAME", *printers)))
+    lines = [f"{'NAME':<{names}}  {'STATE':<12}  SINCE"]
+    for name, found in printers.items():
+        short = name if len(name) <= names else name[: names - 3] + "..."
+        state = click.style(f"{found['state']:<12}", fg=_COLOURS.get(found["state"], "yellow"))
+        since = datetime.fromisoformat(found["since"]).astimezone()
+        lines.append(f"{short:<{names}}  {state}  {since:%Y-%m-%d %H:%M:%S}")
+        for text in (found["why"], _whereabouts(found)):
+            lines += textwrap.wrap(
+                _plain(text), width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            )
+    return lines
+
+
+def _whereabouts(found: dict[str, Any]) -> str:
+    """Port, node and holder in a few words; none of them, no words."""
+    port, node, holder = found["port"], found["node"], found["holder"]
+    where = " -> ".join(dict.fromkeys(name for name in (port, node) if name))
+    return f"{where}, in use by {holder}" if where and holder else where
+
+
+def _plain(text: str) -> str:
+    """Words of others, unable to steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+# -- demo --------------------------------------------------------------------------------------------------
+@main.command()
+@click.option(
+    "--octoprint", "version", metavar="VERSION", help="Against this real OctoPrint, such as 1.11.8."
+)
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Where it is installed.")
+@_common
+def demo(*, version: str | None, cache: Path | None, verbose: bool, config: str | None) -> None:
+    """Show the whole story on this machine, without hardware, in under a minute."""
+    del config  # the demo makes its own
+    from portretry_udev import demo as demo_  # noqa: PLC0415 - only the demo needs the simulators
+
+    logs.set_up(verbose=verbose)
+    sys.exit(demo_.run(version, cache, verbose=verbose))

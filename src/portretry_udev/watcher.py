@@ -1,0 +1,623 @@
+"""One printer: waits on its sources, feeds the rules, carries their effects out.
+
+Knows all the parts and how they fit together: the node and its uevents, the port, OctoPrint.  Must not decide
+anything: every outcome is the rules' next event.
+
+One thread waits on the port, on inotify and on its mailbox until the rules' deadline.  Questions to OctoPrint
+are asked by a second thread, so that a hung-up port is closed, and room is made for another opener, within
+milliseconds even while OctoPrint takes its time.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from portretry_udev import firmware, inotify, rules, words
+from portretry_udev import port as ports
+from portretry_udev.config import Printer
+from portretry_udev.control import Snapshot
+from portretry_udev.devices import Missing, Node, Uevent, Wanted
+from portretry_udev.memory import Memory
+from portretry_udev.octoprint import Answer, Kind, Trouble, offered
+from portretry_udev.octoprint_config import Follow, OctoPrintConfigTrouble, OctoPrintSettings
+
+_SETTLE_PERIOD = 0.1  # seconds between looks at a node that udevd has not finished
+_HINT_PERIOD = 0.2  # seconds between hints: one who opens and closes in a loop must not make us ask in one
+_CLOSE_MASK = inotify.CLOSE_WRITE | inotify.CLOSE_NOWRITE
+_NODE_MASK = inotify.OPEN | _CLOSE_MASK
+_FOLDER_MASK = inotify.CREATE | inotify.DELETE | inotify.MOVED_FROM | inotify.MOVED_TO
+_GONE_MASK = inotify.DELETE | inotify.MOVED_FROM
+_DEAD = select.POLLHUP | select.POLLERR | select.POLLNVAL
+_FLOOD = 65536  # bytes read in one go before the other sources get their turn
+
+_ILLS = {
+    Kind.DOWN: rules.Ill.DOWN,
+    Kind.SLOW: rules.Ill.SLOW,
+    Kind.KEY: rules.Ill.KEY,
+    Kind.REFUSED: rules.Ill.DECLINED,
+    Kind.ODD: rules.Ill.ODD,
+}
+
+
+class OctoPrintClient(Protocol):
+    """What a watcher needs of OctoPrint."""
+
+    def look(self) -> Answer:
+        """Ask what it is doing; raises Trouble."""
+
+    def connect(self, port: str, baudrate: int | None, profile: str | None) -> None:
+        """Tell it to connect; raises Trouble."""
+
+
+class Finder(Protocol):
+    """What a watcher needs of the devices."""
+
+    def find(self, wanted: Wanted) -> Node | Missing:
+        """Look for the device; nothing is opened."""
+
+    @property
+    def events(self) -> str:
+        """``udev``, or ``none`` where no uevents arrive."""
+
+
+class _Crash:
+    """An unforeseen error in the worker, on its way to the watcher's thread."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Reply:
+    """The worker's answer: what was asked, when, and what came of it."""
+
+    def __init__(
+        self, effect: rules.Look | rules.Connect, asked_at: float, outcome: Answer | Trouble | None
+    ) -> None:
+        self.effect = effect
+        self.asked_at = asked_at
+        self.outcome = outcome
+
+
+class Watcher:
+    """Watches one printer until it is stopped.
+
+    Args:
+        printer: its configuration.
+        devices: where nodes are looked for; shared between printers.
+        client: its OctoPrint; used by one thread of the watcher's own.
+        memory: what survives a restart.
+        dry_run: say what would be done, open and connect nothing.
+        clock: seconds that never go backwards.
+    """
+
+    def __init__(  # noqa: PLR0913 - its parts, each of which a test may replace
+        self,
+        printer: Printer,
+        devices: Finder,
+        client: OctoPrintClient,
+        memory: Memory,
+        *,
+        dry_run: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.printer = printer
+        self.name = printer.name
+        self.log = logging.getLogger(f"portretry_udev.printer.{printer.name}")
+        self._devices = devices
+        self._client = client
+        self._memory = memory
+        self._clock = clock
+        self._policy = rules.Policy(
+            interval=printer.interval,
+            reconnect=printer.reconnect,
+            start=printer.start,
+            probe=printer.probe,
+            avoid_reset=printer.avoid_reset,
+            baudrate=printer.baudrate,
+            dry_run=dry_run,
+        )
+        self.state = rules.State(self._policy)
+        self._stopping = False
+        self._mail: deque[object] = deque()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._waking = threading.Lock()
+        self._over = False  # both ends are closed: their numbers may be somebody else's by now
+        self._questions: queue.SimpleQueue[rules.Look | rules.Connect | None] = queue.SimpleQueue()
+        self._poll = select.poll()
+        self._port: ports.Port | None = None
+        self._reader = firmware.Reader()
+        self._named: firmware.Firmware | None = None
+        self._node: Node | None = None
+        self._node_notes = inotify.Inotify()
+        self._node_watch: tuple[int, tuple[int, int, str]] | None = None
+        self._folder_notes = inotify.Inotify()
+        self._folder_watch: tuple[int, str, str] | None = None
+        self._follow = Follow(printer.octoprint_config) if printer.octoprint_config else None
+        self._preferred: str | None = None  # the port that OctoPrint's answers name
+        self._looked_for: str | None = None  # for people
+        self._settle_at: float | None = None
+        self._hint_at: float | None = None
+        self._hinted_at = -_HINT_PERIOD
+        self._refused_key: str | None = None
+        self._said: tuple[str, str] | None = None
+        self._said_once: set[str] = set()
+        self._since = time.time()
+        self.snapshot = self._snapshot(words.account(self.state, clock()), self._since)
+
+    # -- what other threads may call, besides reading `snapshot` ---------------------------------------
+    def post(self, item: Uevent | rules.Event) -> None:
+        """Put something into the mailbox; it is taken in at once."""
+        self._mail.append(item)
+        self._wake()
+
+    def stop(self) -> None:
+        """End `run` soon, whatever it is doing."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._waking, contextlib.suppress(BlockingIOError):  # it is full of wake-ups already
+            if not self._over:
+                os.write(self._wake_write, b"!")
+
+    # -- the thread ------------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Watch until `stop`.
+
+        Raises:
+            Exception: whatever was not foreseen; the service ends with it and is started anew.
+        """
+        worker = threading.Thread(target=self._ask, name=f"{self.printer.name} octoprint", daemon=True)
+        worker.start()
+        try:
+            for readable in (self._wake_read, self._node_notes.fileno(), self._folder_notes.fileno()):
+                self._poll.register(readable, select.POLLIN)
+            self._begin()
+            while not self._stopping:
+                self._once()
+        finally:
+            self._questions.put(None)
+            self._close()
+            self._node_notes.close()
+            self._folder_notes.close()
+            with self._waking:
+                self._over = True
+                os.close(self._wake_read)
+                os.close(self._wake_write)
+
+    def _begin(self) -> None:
+        remembered = self._memory.recall()
+        if remembered.trouble:
+            self.log.warning(remembered.trouble)
+        paused_until = self._clock() + remembered.paused_for
+        self._feed(rules.Started(remembered.hold, remembered.identity, paused_until))
+        self._find()
+
+    def _once(self) -> None:
+        """Wait for the next thing, and take all in that has happened."""
+        happened = dict(self._poll.poll(self._timeout() * 1000))
+        if self._wake_read in happened:
+            self._read_mail()
+        if self._stopping:
+            return
+        if self._node_notes.fileno() in happened:
+            self._read_node_notes()
+        if self._folder_notes.fileno() in happened:
+            self._read_folder_notes()
+        if self._port is not None and (mask := happened.get(self._port.fileno(), 0)):
+            self._read_port(mask)
+        now = self._clock()
+        if self._settle_at is not None and now >= self._settle_at:
+            self._find()
+        if self._hint_at is not None and now >= self._hint_at:
+            self._hint()
+        if self._refused_key is not None and self._current_key() != self._refused_key:
+            self._refused_key = None
+            self._feed(rules.Hint())
+        if now >= rules.deadline(self.state, now):
+            self._feed(rules.Tick())
+
+    def _timeout(self) -> float:
+        """Seconds to wait at most."""
+        now = self._clock()
+        times = [rules.deadline(self.state, now), self._settle_at, self._hint_at]
+        if self._refused_key is not None:
+            times.append(now + self.printer.interval)
+        return max(0.0, min(t for t in times if t is not None) - now)
+
+    def _read_mail(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        while self._mail:
+            match self._mail.popleft():
+                case _Reply() as reply:
+                    self._take_reply(reply)
+                case _Crash() as crash:
+                    raise crash.error
+                case Uevent() as uevent:
+                    self._take_uevent(uevent)
+                case event:
+                    self._take_word(event)  # type: ignore[arg-type]
+
+    def _take_word(self, event: rules.Event) -> None:
+        """A person's word.  A pause is kept: a restart of the service must not end it."""
+        before = self.state.paused_until
+        self._feed(event)
+        if self.state.paused_until != before:
+            self._remember(self.state.hold, self.state.hold_identity)
+
+    # -- the rules -------------------------------------------------------------------------------------
+    def _feed(self, event: rules.Event) -> None:
+        """Give the rules an event, carry out what they answer, and give them what comes of that."""
+        pending: deque[rules.Event] = deque([event])
+        while pending:
+            event = pending.popleft()
+            now = self._clock()
+            self.state, effects = rules.step(self.state, event, now)
+            if not isinstance(event, rules.Tick | rules.Heard) or effects:
+                self.log.debug("%s -> %s", event, effects)
+            for effect in effects:
+                outcome = self._carry_out(effect)
+                if outcome is not None:
+                    pending.append(outcome)
+        self._tell()
+
+    def _carry_out(self, effect: rules.Effect) -> rules.Event | None:
+        match effect:
+            case rules.Look():
+                self._find_later()
+                self._questions.put(effect)
+            case rules.Connect():
+                self._questions.put(effect)
+            case rules.Open():
+                return self._open(effect)
+            case rules.Rebaud(baudrate):
+                return self._rebaud(baudrate)
+            case rules.Poke():
+                return self._poke()
+            case rules.Mute():
+                self._register(0)  # only a hang-up is still told
+            case rules.Close():
+                self._close()
+            case rules.Guard(path):
+                return self._guard(path)
+            case rules.Remember(hold, identity):
+                self._remember(hold, identity)
+            case _:
+                assert_never(effect)
+        return None
+
+    def _remember(self, hold: rules.Hold, identity: object) -> None:
+        try:
+            self._memory.keep(hold, identity, max(0.0, self.state.paused_until - self._clock()))
+        except OSError as e:
+            self._say_once(f"{self._memory.path}: {e.strerror}: a hold or a pause will not survive a restart")
+
+    # -- saying ----------------------------------------------------------------------------------------
+    def _tell(self) -> None:
+        """One line for each change, never one for each look."""
+        account = words.account(self.state, self._clock())
+        said = (account.state, account.key or account.why)
+        if account.passing or said == self._said:
+            self.snapshot = self._snapshot(account, self._since_of(account))
+            return
+        if self._said is None or self._said[0] != account.state:
+            self._since = time.time()
+        self._said = said
+        self.snapshot = self._snapshot(account, self._since)
+        self.log.log(logging.WARNING if account.warn else logging.INFO, "%s: %s", account.state, account.why)
+
+    def _since_of(self, account: words.Account) -> float:
+        """When its state began; one that passes does not end the one before it."""
+        if self._said is not None and self._said[0] == account.state:
+            return self._since
+        return self.snapshot.since if self.snapshot.state == account.state else time.time()
+
+    def _snapshot(self, account: words.Account, since: float) -> Snapshot:
+        """What `status` shows: made by this thread, read by others."""
+        s = self.state
+        answers = s.octo is not None and s.ill is None
+        return Snapshot(
+            account.state,
+            account.why,
+            port=self._looked_for,
+            node=self._node.real if self._node else None,
+            octoprint=(s.words or None) if answers else None,
+            since=since,
+            next_look=s.next_look,
+            connects=s.connects,
+            paused=rules.paused(s, self._clock()),
+            holding=self._port is not None,
+            news=self._said,
+        )
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said_once:
+            self._said_once.add(what)
+            self.log.warning(what)
+
+    # -- the device ------------------------------------------------------------------------------------
+    def _wanted(self) -> Wanted | None:
+        """Which device it is: as configured, else as OctoPrint's own settings name it; None: nobody does."""
+        if self.printer.port or self.printer.match:
+            return Wanted(self.printer.port, self.printer.match)
+        path = self._settings().port or self._preferred
+        return Wanted(path) if path else None
+
+    def _settings(self) -> OctoPrintSettings:
+        """OctoPrint's config.yaml, if we were told of it, as it is now."""
+        if self._follow is None:
+            return OctoPrintSettings()
+        try:
+            settings = self._follow.current()
+        except OctoPrintConfigTrouble as e:
+            self._say_once(str(e))
+            return OctoPrintSettings()
+        if self._follow.trouble is not None:
+            self._say_once(f"{self._follow.trouble}; what it said before still counts")
+        return settings
+
+    def _find_later(self) -> None:
+        """Have the device looked for in the next round: not while the rules are at something else."""
+        self._settle_at = self._clock()
+
+    def _find(self) -> None:
+        """Look for the device and tell the rules; while udevd is at it, wait."""
+        self._settle_at = None
+        wanted = self._wanted()
+        self._looked_for = None
+        if wanted is None:
+            self._node = None
+            why = (
+                "no port is known: choose one in OctoPrint's settings (AUTO will not do), "
+                f"or set `port` for {self.printer.name}"
+            )
+            self._feed(rules.NodeSeen(None, why, configured=False))
+            return
+        self._looked_for = wanted.path or ", ".join(f"{k}={v}" for k, v in wanted.match.items())
+        if wanted.path:
+            self._watch_folder(wanted.path)
+        found = self._devices.find(wanted)
+        if isinstance(found, Missing):
+            if found.settling:
+                self._settle_at = self._clock() + _SETTLE_PERIOD
+                return
+            self._node = None
+            self._feed(rules.NodeSeen(None, found.why))
+            return
+        self._node = found
+        self._watch_node(found)
+        shun = ports.SHUNNED.get(found.vendor or "", frozenset())
+        self._feed(rules.NodeSeen(rules.Node(found.path, found.identity, found.modem, shun)))
+
+    def _take_uevent(self, uevent: Uevent) -> None:
+        wanted = self._wanted()
+        if wanted is not None and uevent.concerns(wanted.path, self._node):
+            self._find()
+
+    def _watch_node(self, node: Node) -> None:
+        """Have the kernel tell who opens and closes the node."""
+        if self._node_watch is not None and self._node_watch[1] == node.identity:
+            return
+        try:
+            self._node_watch = (self._node_notes.add(node.real, _NODE_MASK), node.identity)
+        except OSError as e:
+            self._node_watch = None
+            self._say_once(f"cannot watch {node.real} ({e.strerror}): other users of the port are seen late")
+
+    def _watch_folder(self, path: str) -> None:
+        """Have the kernel tell when the node's name comes and goes: the only news where no uevents come."""
+        name = Path(path)
+        while not name.parent.is_dir():
+            name = name.parent
+        watch = (str(name.parent), name.name)
+        if self._folder_watch is not None and self._folder_watch[1:] == watch:
+            return
+        try:
+            if self._folder_watch is not None:
+                self._folder_notes.remove(self._folder_watch[0])
+            self._folder_watch = (self._folder_notes.add(name.parent, _FOLDER_MASK), *watch)
+        except OSError:
+            self._folder_watch = None  # the interval looks all the same
+
+    def _read_folder_notes(self) -> None:
+        notes = [n for n in self._folder_notes.read() if self._folder_watch and n.wd == self._folder_watch[0]]
+        if any(note.mask & inotify.IGNORED for note in notes):
+            self._folder_watch = None
+        elif not any(self._folder_watch and note.name == self._folder_watch[2] for note in notes):
+            return
+        # Two appearances of a device node differ in their inode; those of a pty need not.
+        if self._node is not None and not self._node.modem and any(note.mask & _GONE_MASK for note in notes):
+            # The words of the look that follows, so that it does not say the same once more.
+            why = f"{self._node.path} is not there: the printer is unplugged or switched off"
+            self._node = None
+            self._feed(rules.NodeSeen(None, why))
+        self._find()
+
+    def _read_node_notes(self) -> None:
+        """Somebody opened or closed the node: make way at once, or look what it means."""
+        current = self._node_watch[0] if self._node_watch else None
+        masks = [note.mask for note in self._node_notes.read() if note.wd == current]
+        if any(mask & inotify.IGNORED for mask in masks):
+            self._node_watch = None
+        opened = any(mask & inotify.OPEN for mask in masks)
+        closed = any(mask & _CLOSE_MASK for mask in masks)
+        if opened and self.state.line is rules.Line.LISTENING:
+            self._close()
+            self._feed(rules.Taken())
+        elif opened or closed:
+            if closed:
+                self._feed(rules.Freed())
+            self._hint_soon()
+
+    def _hint_soon(self) -> None:
+        self._hint_at = max(self._clock(), self._hinted_at + _HINT_PERIOD)
+
+    def _hint(self) -> None:
+        self._hint_at = None
+        self._hinted_at = self._clock()
+        self._feed(rules.Hint())
+
+    def _forget_own(self) -> None:
+        """What inotify has told of the node so far is our own open or close, or that the node is gone."""
+        current = self._node_watch[0] if self._node_watch else None
+        if any(note.wd == current and note.mask & inotify.IGNORED for note in self._node_notes.read()):
+            self._node_watch = None
+
+    # -- the port --------------------------------------------------------------------------------------
+    def _open(self, effect: rules.Open) -> rules.Event:
+        try:
+            self._port = ports.Port(
+                effect.path, effect.baudrate, clear_hupcl=effect.clear_hupcl, forget=self._forget_own
+            )
+        except ports.PortError as e:
+            self._forget_own()
+            return rules.OpenFailed(e.refusal, str(e))
+        self._reader = firmware.Reader()
+        self._register(select.POLLIN)
+        return rules.Opened(self._port.dtr_stays)
+
+    def _register(self, mask: int) -> None:
+        if self._port is not None:
+            self._poll.register(self._port.fileno(), mask)
+
+    def _close(self) -> None:
+        if self._port is not None:
+            self._poll.unregister(self._port.fileno())
+            self._port.close()
+            self._port = None
+            self._forget_own()
+
+    def _hang_up(self) -> rules.Event:
+        self._close()
+        self._find_later()
+        return rules.HungUp()
+
+    def _read_port(self, mask: int) -> None:
+        """Read what has come; a flood is cut into portions, so that the other sources get their turn."""
+        assert self._port is not None  # noqa: S101 - the caller has looked
+        if self.state.line is not rules.Line.LISTENING:
+            # Only its end counts.  Bytes may have come together with the answer that muted it.
+            if mask & _DEAD:
+                self._feed(self._hang_up())
+            return
+        size = 0
+        while self._port is not None and size < _FLOOD:
+            try:
+                data = self._port.read()
+            except ports.HangUp:
+                self._feed(self._hang_up())
+                return
+            if not data:
+                return
+            size += len(data)
+            for sign, _ in itertools.groupby(self._reader.feed(data)):  # a flood of one sign is one sign
+                self._feed(rules.Heard(sign))
+                if self.state.line is not rules.Line.LISTENING:
+                    return  # the decision to connect has been made: not a byte more
+            self._say_firmware()
+
+    def _say_firmware(self) -> None:
+        found = self._reader.firmware
+        if found is not None and found != self._named:
+            self._named = found
+            machine = f" on {found.machine}" if found.machine else ""
+            baud = rules.baudrate(self.state)
+            self.log.info("the firmware answers at %s baud: %s%s", baud, found.name, machine)
+
+    def _poke(self) -> rules.Event | None:
+        try:
+            if self._port is not None and not self._port.poke():
+                self.log.debug("not poked: the port takes nothing")
+        except ports.HangUp:
+            return self._hang_up()
+        return None
+
+    def _rebaud(self, baudrate: int) -> rules.Event | None:
+        self._reader = firmware.Reader()
+        try:
+            if self._port is not None:
+                self._port.set_baudrate(baudrate)
+        except ports.HangUp:
+            return self._hang_up()
+        return None
+
+    def _guard(self, path: str) -> rules.Event:
+        dtr_stays = ports.guard(path)
+        self._forget_own()
+        return rules.Guarded(dtr_stays)
+
+    # -- OctoPrint -------------------------------------------------------------------------------------
+    def _ask(self) -> None:
+        """The worker: one question after the other, each answered into the mailbox."""
+        while (effect := self._questions.get()) is not None:
+            asked_at = self._clock()
+            outcome: Answer | Trouble | None = None
+            try:
+                if isinstance(effect, rules.Look):
+                    outcome = self._client.look()
+                else:
+                    self._client.connect(effect.port, effect.baudrate, self.printer.profile)
+            except Trouble as e:
+                outcome = e
+            except BaseException as e:  # noqa: BLE001 - it is raised again in the watcher's thread
+                self._mail.append(_Crash(e))
+                self._wake()
+                return
+            self._mail.append(_Reply(effect, asked_at, outcome))
+            self._wake()
+
+    def _take_reply(self, reply: _Reply) -> None:
+        connect = isinstance(reply.effect, rules.Connect)
+        match reply.outcome:
+            case None:
+                self._feed(rules.Accepted())
+            case Trouble() as trouble:
+                # A refused key is tried ever more rarely (OctoPrint logs each try), a new one at once.
+                self._refused_key = self._current_key() if trouble.kind is Kind.KEY else None
+                ill = _ILLS[trouble.kind]
+                self._feed(rules.Declined(ill, str(trouble)) if connect else rules.Untold(ill, str(trouble)))
+            case Answer() as answer:
+                if answer.preferred_port != self._preferred:
+                    self._preferred = answer.preferred_port
+                    self._find()
+                self._feed(self._told(answer, reply.asked_at))
+
+    def _current_key(self) -> str:
+        try:
+            return self.printer.key.read()
+        except ValueError:
+            return ""
+
+    def _told(self, answer: Answer, asked_at: float) -> rules.Told:
+        said = answer.job if answer.error is None else f"{answer.job}: {answer.error}"
+        elsewhere = None
+        known = self._node is not None or self.printer.octoprint_port is not None
+        if known and answer.octo in rules.CONNECTED and answer.port and not self._name_in((answer.port,)):
+            elsewhere = answer.port
+        return rules.Told(
+            answer.octo,
+            asked_at,
+            words=said,
+            offered=self._name_in(answer.ports),
+            baudrate=self._settings().baudrate or answer.preferred_baudrate,
+            restarted=answer.restarted,
+            elsewhere=elsewhere,
+        )
+
+    def _name_in(self, names: tuple[str, ...]) -> str | None:
+        """Which of these names of OctoPrint's is our device."""
+        if self.printer.octoprint_port is not None:
+            return self.printer.octoprint_port if self.printer.octoprint_port in names else None
+        if self._node is None:
+            return None
+        return offered(names, self._node.path, (self._node.real, *self._node.links))

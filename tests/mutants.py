@@ -1,0 +1,169 @@
+"""Break the rules and the firmware reader in ways that matter, one at a time: the tests must notice each.
+
+    python tests/mutants.py [PART OF A NAME]...
+
+Each mutant is one exact replacement in a copy of the package; a text that is not found exactly once is an error,
+so that a mutant cannot die out unseen.  Exits with 1 if one survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "portretry_udev"
+AT_ONCE = 2  # the smallest machine that this is run on has two cores
+LIMIT = 120  # seconds; a mutant that loops is noticed, too
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way to break a module."""
+
+    module: str
+    name: str
+    text: str
+    broken: str
+
+
+def _rules(name: str, text: str, broken: str) -> Mutant:
+    return Mutant("rules", name, text, broken)
+
+
+def _firmware(name: str, text: str, broken: str) -> Mutant:
+    return Mutant("firmware", name, text, broken)
+
+
+MUTANTS = (
+    _rules(
+        "connects on an answer from before the sign of life",
+        "told.asked_at >= s.ready_since",
+        "told.asked_at >= -math.inf",
+    ),
+    _rules(
+        "acts on outdated answers",
+        "isinstance(t.event, Told) and not t.outdated",
+        "isinstance(t.event, Told)",
+    ),
+    _rules("opens whatever OctoPrint does", "if s.octo not in OFFLINE or paused(s, now) or now < s.next_open", "if paused(s, now) or now < s.next_open"),
+    _rules("makes an edge while a hold stands", "(s.hold is Hold.NONE and now >= s.not_before)", "now >= s.not_before"),
+    _rules("makes an edge in a back-off", "(s.hold is Hold.NONE and now >= s.not_before)", "s.hold is Hold.NONE"),
+    _rules("takes every Disconnect for a loss", "    if octo is Octo.OFFLINE and stayed and", "    if octo is Octo.LOST and stayed and"),
+    _rules("takes a failed attempt for a person", "    elif s.session is Session.TRYING:\n", "    elif False:\n"),
+    _rules("forgets that a fault stands", "octo is Octo.FAULT and not s.fault_held", "octo is Octo.FAULT and s.fault_held"),
+    _rules("holds a fault again after the return", "s.fault_held and e.octo is Octo.FAULT", "False"),
+    _rules("misses a fault right after its own connect", "t.set(fault_held=False)  # it forgets", "t.set(fault_held=True)  # it forgets"),
+    _rules("remembers no hold", "    t.do(Remember(hold, identity))\n", ""),
+    _rules("takes the first look at the start for a return", "first_look=not e.configured", "first_look=False"),
+    _rules("takes its own reset for a return", "s.own_edge and t.now - s.opened_at <= OWN_RESET", "False"),
+    _rules("hammers a boot-looping board", "if t.now - t.s.attempt_at >= t.s.policy.interval", "if True"),
+    _rules("does not back off", "interval * 2.0 ** min(max(failures - 1, 0), 16)", "interval"),
+    _rules("overflows after years", "2.0 ** min(max(failures - 1, 0), 16)", "2.0 ** max(failures - 1, 0)"),
+    _rules("backs off for ever", "return min(max(BACK_OFF_LIMIT, interval), ", "return max(interval, "),
+    _rules("pokes while a hold stands", 's.policy.probe == "firmware" and s.hold is Hold.NONE and', 's.policy.probe == "firmware" and'),
+    _rules("pokes while OctoPrint may be connected", "s.octo in OFFLINE and s.ill is None\n", "True\n"),
+    _rules("pokes a bootloader", "next_poke=t.now + QUIET_START", "next_poke=t.now"),
+    _rules("connects to a busy printer", "if now < s.busy_until or now < s.printing_until or not", "if not"),
+    _rules("tells OctoPrint a shunned rate", " or not _baudrates(s):", ":"),
+    _rules("searches at a shunned rate", " if b not in shun]", "]"),
+    _rules("keeps reading after the decision", "            t.do(Mute())\n", ""),
+    _rules("keeps the port when OctoPrint connects", "        t.set(session=Session.TRYING)\n        _let_go(t)\n    elif", "        t.set(session=Session.TRYING)\n    elif"),
+    _rules("keeps the port in a pause", "    if paused(t.s, now) and t.s.attempt is None:\n        _let_go(t)\n", ""),
+    _rules("acts in a dry run", "if s.policy.dry_run or s.node is None:", "if s.node is None:"),
+    _rules("guards a printing OctoPrint", "s.octo is Octo.IDLE and _may_guard", "s.octo in CONNECTED and _may_guard"),
+    _rules("guards again and again", "dtr_stays=t.s.dtr_stays or event.dtr_stays, guarded=True", "guarded=False"),
+    _rules("trusts DTR after somebody else's open", "dtr_stays=False, guarded=False, refusal=Refusal.BUSY", "refusal=Refusal.BUSY"),
+    _rules("loses a kick", "            look_again=self.s.looking,\n", "            look_again=False,\n"),
+    _rules("loses a kick when a question fails", "t.now if s.look_again else t.now + _ill_period", "t.now + _ill_period"),
+    _rules("lets hints postpone", "t.kick(outdates=False)", "t.kick()"),
+    _rules("sleeps through what has come due", "for t in times if t > s.at)", "for t in times if t > now)"),
+    _rules("forgets a pause that ends", ", s.printing_until, s.paused_until]", ", s.printing_until]"),
+    _rules("opens anew on a change uevent", "if before is not None and before.identity == e.node.identity:", "if False:"),
+    _rules("keeps a hold over the node's return", "if not first or (s.hold_identity", "if (s.hold_identity"),
+    _rules("takes silence for an answer", "now - state.alive_at <= ALIVE_FOR and", "state.alive_at > -math.inf and"),
+    _rules("gives up on a stuck attempt never", "ATTEMPT_LIMIT = 90.0", "ATTEMPT_LIMIT = math.inf"),
+    _rules("calls an attempt failed at once", "DEBOUNCE = 2.0", "DEBOUNCE = 0.0"),
+    _rules("does not follow OctoPrint's baudrate", "    elif rate != t.s.rate:\n", "    elif t.s.rate is None:\n"),
+    _rules("hammers an OctoPrint that refuses the key", "return back_off(s.policy.interval, s.ill_count)", "return s.policy.interval"),
+    _rules("hands over again what failed before", "let_go=t.s.let_go or t.s.line is Line.HANDED", "let_go=False"),
+    _rules("ignores `always`", 'stayed and s.policy.reconnect == "on-return"', "stayed"),
+    _rules("ignores `start = wait`", "        hold = Hold.WAIT\n", "        hold = Hold.NONE\n"),
+    _firmware("takes noise for life", "return self not in (Sign.ERROR, Sign.GARBAGE)", "return self is not Sign.ERROR"),
+    _firmware("takes a fault for life", "return self not in (Sign.ERROR, Sign.GARBAGE)", "return self is not Sign.GARBAGE"),
+    _firmware("says more than M115", r'POKE: bytes = b"\nM115\n"', r'POKE: bytes = b"\nM112\n"'),
+    _firmware("pokes without ending the half line", r'POKE: bytes = b"\nM115\n"', r'POKE: bytes = b"M115\n"'),
+    _firmware("grows without bound", "self._line += piece[: LINE_LIMIT - had]", "self._line += piece"),
+    _firmware("never forgets a partial line", "        self._line.clear()\n", ""),
+    _firmware("tries 1200 baud", "38400, 19200, 9600)", "38400, 19200, 1200)"),
+    _firmware("takes half noise for text", ") * 4 > len(text)", ") > len(text)"),
+    _firmware("misses `busy:`", r"(?:echo: ?)?busy:|.*paused", ".*paused"),
+)  # fmt: skip
+
+TESTS = {
+    "rules": ["test_rules.py", "test_rules_machine.py"],
+    "firmware": ["test_firmware.py"],
+}
+
+
+def _dies(mutant: Mutant) -> bool:
+    """Whether the tests notice it.
+
+    Raises:
+        SystemExit: the text to break is not there exactly once.
+    """
+    source = (PACKAGE / f"{mutant.module}.py").read_text()
+    found = source.count(mutant.text)
+    if found != 1:
+        raise SystemExit(
+            f"{mutant.name}: its text is found {found} times in {mutant.module}.py:\n{mutant.text}"
+        )
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        package = Path(folder, "src", "portretry_udev")
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+        (package / f"{mutant.module}.py").write_text(source.replace(mutant.text, mutant.broken))
+        tests = Path(folder, "tests")
+        tests.mkdir()
+        for name in ("conftest.py", "story.py", *TESTS[mutant.module]):
+            shutil.copy(ROOT / "tests" / name, tests)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        return _fails(Path(folder), [f"tests/{name}" for name in TESTS[mutant.module]])
+
+
+def _fails(folder: Path, tests: list[str]) -> bool:
+    """Whether one of the tests fails there; what pytest itself stumbles over is an error."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONPATH": "src", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        run = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    if run.returncode not in (0, 1):
+        raise SystemExit(f"pytest could not run:\n{run.stdout}{run.stderr}")
+    return run.returncode == 1
+
+
+def main() -> int:
+    """Run the mutants whose names hold one of the arguments, or all; say one line each."""
+    wanted = [m for m in MUTANTS if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        died = list(pool.map(_dies_and_says, wanted))
+    sys.stdout.write(f"{sum(died)} of {len(died)} mutants died\n")
+    return 0 if died and all(died) else 1
+
+
+def _dies_and_says(mutant: Mutant) -> bool:
+    died = _dies(mutant)
+    sys.stdout.write(f"{'died    ' if died else 'SURVIVED'}  {mutant.module}: {mutant.name}\n")
+    sys.stdout.flush()
+    return died
+
+
+if __name__ == "__main__":
+    sys.exit(main())

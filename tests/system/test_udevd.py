@@ -1,0 +1,245 @@
+"""The real kernel and the real udevd: what is heard of it, what is told where it cannot be heard."""
+
+import os
+import re
+import resource
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import umock
+from portretry_udev.devices import Devices, Missing, Node, Uevent, Wanted
+from remote_devices import RemoteDevices
+
+pytestmark = pytest.mark.system
+
+RULES = Path(__file__).parents[2] / "udev" / "99-portretry.rules"
+
+# A container's view, made with namespaces: its own network; or the host's network, but its own /dev and no
+# /run/udev.
+OWN_NETWORK = ("unshare", "--net")
+OWN_DEV = (
+    *("unshare", "--mount", "sh", "-c"),
+    'mount -t tmpfs none /run/udev && mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$0" "$@"',
+)
+
+
+@pytest.fixture
+def devices(udevd) -> Iterator[Devices]:
+    assert udevd.answers(), "udevd runs before we listen"
+    with Devices() as listening:
+        listening.start()
+        yield listening
+
+
+@pytest.fixture
+def rule_bench(request: pytest.FixtureRequest) -> None:
+    """What `udevadm test` needs; it writes its database and links for real."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: a rule is tried in a mount namespace")
+    if not shutil.which("udevadm"):
+        pytest.skip("needs udevadm: apt install udev")
+    request.getfixturevalue("untouched")
+
+
+def wait_for(devices: Devices, wanted: Callable[[Uevent], bool], timeout: float = 10.0) -> list[Uevent]:
+    """Everything that is heard up to the first uevent that is wanted."""
+    ready = select.poll()
+    ready.register(devices.fileno(), select.POLLIN)
+    deadline = time.monotonic() + timeout
+    heard: list[Uevent] = []
+    while not any(map(wanted, heard)):
+        left = deadline - time.monotonic()
+        assert left > 0, f"not heard within {timeout} s, only {heard}"
+        ready.poll(left * 1000)
+        heard += devices.read()
+    return heard
+
+
+@pytest.mark.parametrize("action", ["add", "change", "remove"])
+def test_an_event_of_the_kernel_is_heard_with_its_node_and_number(udevd, devices, action):
+    """The whole line: kernel, udevd, netlink, libudev, pyudev, `Devices`."""
+    udevd.trigger(action)
+
+    uevent = wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")[-1]
+
+    assert (uevent.action, uevent.number) == (action, os.makedev(4, 62))
+    assert devices.events == "udev"
+    assert devices.events_why == ""
+
+
+def test_other_subsystems_are_not_heard(udevd, devices):
+    """Only ttys are told: a machine's disks and displays wake nobody."""
+    udevd.trigger("change", "null", "mem")
+    udevd.trigger("change")
+
+    heard = wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")
+
+    assert [uevent.node for uevent in heard] == [f"/dev/{udevd.SPARE}"]
+
+
+def test_a_node_is_settling_until_udevd_has_finished_with_it(udevd, devices):
+    """A node that udevd has not yet prepared is not handed out, and the event that ends this is heard."""
+    node = f"/dev/{udevd.SPARE}"
+    udevd.trigger("remove")
+    wait_for(devices, lambda uevent: uevent.action == "remove")
+    before = devices.find(Wanted(node))
+    udevd.trigger("add")
+    wait_for(devices, lambda uevent: uevent.action == "add")
+    after = devices.find(Wanted(node))
+
+    assert isinstance(before, Missing)
+    assert before.settling
+    assert isinstance(after, Node)
+
+
+def test_an_overrun_is_told_and_survived(udevd, devices):
+    """Promise 9: more events than the socket holds end in one "lost"; hearing goes on, same descriptor."""
+    _make_the_socket_tiny(devices)
+    before = devices.fileno()
+    for _ in range(20):
+        for number in range(1, 63):
+            udevd.trigger("change", f"tty{number}")
+    subprocess.run(["udevadm", "settle", "--timeout=30"], check=True)
+
+    wait_for(devices, lambda uevent: uevent.lost)
+
+    assert devices.retry_at is None, "the first overrun is met at once"
+    udevd.trigger("change")
+    wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")
+    assert devices.fileno() == before
+
+
+def test_overrun_upon_overrun_costs_no_processor_time(udevd, devices):
+    """A storm that goes on is sat out: nothing spins, and the time to listen again is known."""
+    for _ in range(2):
+        _make_the_socket_tiny(devices)
+        for number in range(1, 63):
+            udevd.trigger("change", f"tty{number}")
+        subprocess.run(["udevadm", "settle", "--timeout=30"], check=True)
+        devices.read()
+    assert devices.retry_at is not None
+    assert "lost" in devices.events_why
+
+    ready = select.poll()
+    ready.register(devices.fileno(), select.POLLIN)
+    used = _processor_time()
+    wakes = 0
+    while time.monotonic() < devices.retry_at:
+        ready.poll(max(0.0, devices.retry_at - time.monotonic()) * 1000 + 1)
+        wakes += 1
+    assert devices.read() == [Uevent("lost")]
+
+    assert wakes <= 2
+    assert _processor_time() - used < 0.2
+    assert devices.events == "udev"
+
+
+def test_a_restart_of_udevd_is_survived(udevd, devices):
+    """Promise 9: events of the new udevd are heard by the old monitor, and its absence is told meanwhile."""
+    if udevd.ours is None:
+        pytest.skip("the udevd of this machine is not ours to restart")
+    udevd.end()
+    assert devices.events == "none"
+    assert "no udevd" in devices.events_why
+    udevd.begin()
+    udevd.trigger("change")
+
+    wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")
+
+    assert devices.events == "udev"
+
+
+@pytest.mark.parametrize(
+    ("container", "reason"),
+    [(OWN_NETWORK, "no udevd is in this network namespace"), (OWN_DEV, "/run/udev is not mounted")],
+    ids=["own network", "own /dev"],
+)
+def test_where_no_event_can_arrive_this_is_told(udevd, devices, container, reason):
+    """Promise 9: libudev is silent there, without an error; we say so, and why."""
+    with RemoteDevices(container) as deaf:
+        udevd.trigger("change")
+        # A multicast is delivered to all or none: what is heard here would be there by now.
+        wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")
+
+        assert deaf.ask("read", timeout=0) == []
+        events, why = deaf.ask("events")
+
+    assert events == "none"
+    assert reason in why
+
+
+@pytest.mark.usefixtures("rule_bench")
+def test_the_rule_is_valid_and_marks_usb_serial_ports_alone(testbed):
+    """Every line of the file is taken; a fake ttyACM gets the tag, a console and a removal do not."""
+    acm = testbed.add_acm("ttyACM0")
+    testbed.add_acm("tty62", socket="1-2")
+    console = acm.syspath.replace("1-1", "1-2").replace("ttyACM0", "tty62")
+
+    # Since systemd 254 there is a check that needs no device, and is stricter.
+    if int(subprocess.check_output(["udevadm", "--version"], text=True).split()[0]) >= 254:
+        subprocess.run(["udevadm", "verify", RULES], check=True)
+    marked, complaints = _udevadm_test(testbed, acm.syspath, "add")
+    others = [_udevadm_test(testbed, console, "add"), _udevadm_test(testbed, acm.syspath, "remove")]
+
+    assert "portretry" in marked
+    assert complaints == []
+    assert [tags & {"portretry"} for tags, _ in others] == [set(), set()]
+
+
+@pytest.mark.usefixtures("rule_bench")
+def test_a_mistake_in_a_rule_would_be_found(testbed, tmp_path):
+    """The check above is able to fail: udev's complaint about a broken line is seen."""
+    broken = tmp_path / RULES.name
+    broken.write_text(RULES.read_text() + 'KERNEL=="x", TAGG+="y"\n')
+
+    _, complaints = _udevadm_test(testbed, testbed.add_acm("ttyACM0").syspath, "add", broken)
+
+    assert len(complaints) == 1
+    assert "TAGG" in complaints[0]
+
+
+def _udevadm_test(
+    testbed: umock.Testbed, syspath: str, action: str, rules: Path = RULES
+) -> tuple[set[str], list[str]]:
+    """The tags that the rules give to a fake device, and what udev says about the file."""
+    script = (
+        "set -e; mkdir -p /run/udev /dev/char; mount -t tmpfs none /run/udev; mount -t tmpfs none /dev/char; "
+        'mkdir /run/udev/rules.d; cp "$0" /run/udev/rules.d; exec env "$@"'
+    )
+    preload = [f"{name}={testbed.env[name]}" for name in ("LD_PRELOAD", "UMOCKDEV_DIR")]
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        rules,
+        *preload,
+        "udevadm",
+        "test",
+        f"--action={action}",
+    ]
+    done = subprocess.run([*command, syspath], capture_output=True, text=True, check=True)
+    assert f"Reading rules file: /run/udev/rules.d/{rules.name}" in done.stderr
+    tags = re.search(r"^CURRENT_TAGS=(.*)$", done.stdout, re.MULTILINE)
+    complaints = [line for line in done.stderr.splitlines() if f"rules.d/{rules.name}:" in line]
+    return set(tags[1].split(":")) if tags else set(), complaints
+
+
+def _make_the_socket_tiny(devices: Devices) -> None:
+    """Room for one or two events; libudev gives root 128 MiB, and anybody else what the kernel allows."""
+    assert devices._monitor is not None
+    with socket.socket(fileno=os.dup(devices._monitor.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+
+
+def _processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,8 +1,8 @@
 """A language for stories about the rules: what happens goes in, what the rules do comes out.
 
-Knows a small world (a node, a firmware, OctoPrint, who else has the port) and carries the rules' effects out
-in it, in its own time: an hour of the story takes milliseconds.  Each step of every story is also held against
-the promises (`Law`).  Must not know how the rules come to their decisions.
+Knows a small world (a node, a firmware, OctoPrint, who else has the port) and carries the rules' effects
+out in it, in its own time: an hour of the story takes milliseconds.  Each step of every story is also held
+against the promises (`Law`).  Must not know how the rules come to their decisions.
 
     story = Story()
     story.wait(60)
@@ -113,7 +113,7 @@ class Law:
         self.connected_at = -math.inf  # the last connect command
         self.returned = True  # since the last connect command
 
-    def event(self, event: Event, now: float) -> None:
+    def event(self, event: Event, now: float) -> None:  # noqa: C901, PLR0912 - one flat table of events
         """Take in what happens, before the rules do."""
         self.now = now
         self.turn += 1
@@ -160,13 +160,13 @@ class Law:
                 case Open(_, rate, _):
                     self._open(event, rate)
                 case Rebaud(rate):
-                    assert self.fd and not self.muted, "a rate set on no port of ours"
+                    assert self.reads, "a rate set on no port of ours"
                     self._rate(rate)
                     self._dark()
                 case Poke():
                     self._poke()
                 case Mute():
-                    assert self.fd and not self.muted
+                    assert self.reads, "muted twice"
                     self.muted = True
                 case Close():
                     assert self.fd, "closed twice"
@@ -175,7 +175,13 @@ class Law:
                     self._connect(event, port, rate)
                 case Guard(path):
                     self._fresh(event, frozenset({Octo.IDLE}))
-                    assert self.node is not None and path == self.node.path and not self.fd
+                    assert not self.fd, "guarded an open port"
+                    assert path == self.node.path
+
+    @property
+    def reads(self) -> bool:
+        """Our end is open and not handed over."""
+        return self.fd and not self.muted
 
     # -- what follows from what happened ---------------------------------------------------------------
     def _dark(self) -> None:
@@ -216,7 +222,7 @@ class Law:
             self.connected_node = None
 
     def _heard(self, sign: Sign) -> None:
-        if not self.fd or self.muted or not sign.alive:
+        if not self.reads or not sign.alive:
             if sign is Sign.ERROR:
                 self.life_at = -math.inf
             return
@@ -247,7 +253,7 @@ class Law:
 
     def _rate(self, rate: int | None) -> None:
         shun = self.node.shun if self.node else frozenset()
-        assert rate not in shun and rate != 1200, f"{rate} baud"
+        assert rate not in {1200, *shun}, f"{rate} baud"
 
     def _open(self, event: Event, rate: int) -> None:
         self._fresh(event, OFFLINE)
@@ -257,9 +263,10 @@ class Law:
         assert not (self.edge and self.words), "an edge while a hold stands"
 
     def _poke(self) -> None:
-        assert self.fd and not self.muted, "poked no port of ours"
+        assert self.reads, "poked no port of ours"
         assert not self.words, f"poked while {self.words} stands"
-        assert self.known and self.told in OFFLINE, "poked though OctoPrint may be connected"
+        assert self.known, "poked though OctoPrint may be connected"
+        assert self.told in OFFLINE, "poked though OctoPrint is not offline"
         assert self.now >= self.opened_at + QUIET_START, "poked a bootloader"
         assert self.now >= self.busy_until, "poked a busy printer"
         assert self.policy.probe == "firmware"
@@ -271,9 +278,8 @@ class Law:
         assert not self.words, f"connected while {self.words} stands"
         self._rate(rate)
         if self.policy.probe == "firmware":
-            assert self.life_turn is not None and self.answered >= self.life_turn, (
-                "not asked after the answer"
-            )
+            assert self.life_turn is not None, "connected to what never answered"
+            assert self.answered >= self.life_turn, "not asked after the answer"
             assert self.now - self.life_at <= ALIVE_FOR, "connected to a silent firmware"
         assert self.now >= max(self.busy_until, self.printing_until), "connected to a busy printer"
         soon = self.now < self.connected_at + self.policy.interval
@@ -408,7 +414,7 @@ class Story:
 
     def heard(self, sign: Sign) -> None:
         """The firmware says something; we hear it if we listen."""
-        if self.law.fd and not self.law.muted:
+        if self.law.reads:
             self.happens(Heard(sign))
 
     def person_disconnects(self) -> None:
@@ -683,7 +689,7 @@ class Story:
         if self.node is None:
             return  # the trap: it says so for ever
         self._edge()
-        if self.law.fd and not self.law.muted:
+        if self.law.reads:
             self.happens(Taken())
         self._later(HANDSHAKE, self._if_session(self._octo_succeeds))
         self._later(GIVES_UP, self._if_session(lambda: self._octo_closes(self.failing or Octo.OFFLINE)))

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pty
+import select
 import signal
 import socket
 import stat
@@ -350,6 +351,31 @@ def test_nothing_but_a_socket_is_ever_deleted(path, tmp_path, kind):
         Server(path, [], lambda: "udev")
     assert path.lstat() == before
     assert (tmp_path / "other.sock").is_socket()
+
+
+def test_the_old_service_ends_just_now(path, monkeypatch):
+    """A socket that goes away while it is looked at is no trouble."""
+    make_stale(path)
+    monkeypatch.setattr(control, "_is_served", lambda path: path.unlink(missing_ok=True))
+    with serving(path):
+        assert path.is_socket()
+
+
+def test_another_service_begins_just_now(path, monkeypatch):
+    """The socket that was found dead is not the one that is there now: that one is left alone."""
+    make_stale(path)
+    judged = path.with_name("judged.sock")  # kept, or the new one might get its inode
+
+    def replaced(path):
+        if not judged.exists():
+            path.rename(judged)
+            make_stale(path)
+        return False
+
+    monkeypatch.setattr(control, "_is_served", replaced)
+    with pytest.raises(ControlError, match="already in use"):
+        Server(path, [], lambda: "udev")
+    assert path.is_socket()
 
 
 def test_it_is_gone_at_the_end(path):
@@ -760,6 +786,27 @@ def test_a_client_that_does_not_read(served):
     assert served.works()
 
 
+def test_a_client_that_reads_slowly(served):
+    """A large answer arrives whole, however small the bites."""
+    served.watchers["mk3"].show(why="x" * 1_000_000)
+    client = served.client()
+    client.send(json.dumps(STATUS).encode() + b"\n")
+    data = b""
+    while not data.endswith(b"\n"):
+        data += client.sock.recv(5000)
+    assert json.loads(data)["printers"]["mk3"]["why"] == "x" * 1_000_000
+
+
+def test_a_client_that_goes_without_its_answer(served):
+    """A reset connection is nothing special."""
+    client = served.client()
+    client.send(json.dumps(STATUS).encode() + b"\n")
+    assert select.select([client.sock], [], [], SOON)[0]
+    client.__exit__()
+    assert_eventually(lambda: not served.server._peers, SOON, "it is still thought of")
+    assert served.works()
+
+
 def test_a_hundred_clients_at_once(served):
     """All of a hundred are answered, though no more than 64 are let in at a time."""
     clients = [served.client() for _ in range(100)]
@@ -777,6 +824,24 @@ def test_a_hundred_silent_clients(served):
     silent = [served.client() for _ in range(100)]
     assert served.works()
     assert len(silent) == 100
+
+
+def test_waiting_costs_nothing(served):
+    """Clients that wait, and what followers say unasked, keep no processor busy."""
+    follower = served.client()
+    follower.ask(FOLLOW)
+    follower.send(b"anybody there?\n" * 1000)
+    waiting = [served.client() for _ in range(control.CLIENT_LIMIT + 5)]
+    assert_eventually(lambda: len(served.server._peers) == control.CLIENT_LIMIT, SOON, "they are not let in")
+    rounds = []
+    once = served.server._once
+    served.server._once = lambda: (rounds.append(1), once())
+    began = time.monotonic()
+    assert_eventually(lambda: time.monotonic() - began > 1, SOON, "time stands still")
+    assert len(rounds) <= 1.5 / control._FOLLOW_PERIOD
+    assert len(waiting) == control.CLIENT_LIMIT + 5
+    served.watchers["mk3"].show(news=("connected", ""))
+    assert "printers" in follower.read()
 
 
 def test_no_descriptors_left(served, monkeypatch):
@@ -843,20 +908,51 @@ def as_a_stranger():
         libc.setfsuid(os.geteuid())
 
 
-@pytest.mark.parametrize(("bits", "cure"), [(0o060, "usermod -aG"), (0o000, "only .* may use it; try sudo")])
+def estrange(path, bits):
+    """Make it somebody else's, as far as we may; returns owner and group."""
+    owner, group = (54321, 54322) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(path, owner, group)
+    path.chmod(bits)
+    for folder in (path.parent, *path.parent.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o111)
+    return control._user(owner), control._group(group)
+
+
+@pytest.mark.parametrize(
+    ("bits", "cure"),
+    [(0o060, "it is for root and the group {group}; join that"), (0, "only {owner} may use it; try sudo")],
+)
 def test_permission_denied(served, bits, cure):
     """Who may not ask is told which group may."""
-    group = 54321 if os.geteuid() == 0 else os.getegid()
-    os.chown(served.path, -1, group)
-    served.path.chmod(bits)
-    for folder in (served.path.parent, *served.path.parent.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o111)
-    with as_a_stranger(), pytest.raises(ControlError, match=f"permission denied: .*{cure}") as caught:
+    owner, group = estrange(served.path, bits)
+    with as_a_stranger(), pytest.raises(ControlError) as caught:
         ask(served.path, "status")
+    assert str(caught.value).startswith(
+        f"{served.path}: permission denied: {cure.format(owner=owner, group=group)}"
+    )
     assert caught.value.status == os.EX_NOPERM
-    if bits:
-        name = "54321" if os.geteuid() == 0 else grp.getgrgid(group).gr_name
-        assert f"the group {name}" in str(caught.value)
+
+
+def test_permission_denied_by_the_folder(served):
+    """Where not even the socket's owner can be seen, there is still something to do."""
+    estrange(served.path, 0)
+    served.path.parent.chmod(0)
+    try:
+        with as_a_stranger(), pytest.raises(ControlError, match="permission denied: try sudo"):
+            ask(served.path, "status")
+    finally:
+        served.path.parent.chmod(0o700)
+
+
+def test_another_users_service_is_left_alone(served):
+    """A socket that we may not ask whether anybody listens counts as somebody's."""
+    estrange(served.path, 0)
+    with as_a_stranger(), pytest.raises(ControlError, match="Permission denied"):
+        Server(served.path, [], lambda: "udev")
+    assert served.path.is_socket()
+
+
+HANGS_UP = object()
 
 
 @contextlib.contextmanager
@@ -869,6 +965,9 @@ def answering(path, answer):
         def serve():
             sock, _ = listener.accept()
             with sock:
+                if answer is HANGS_UP:
+                    select.select([sock], [], [], SOON)  # closed unread: they get ECONNRESET
+                    return
                 sock.recv(4096)
                 if answer is None:
                     ended.wait(SOON)
@@ -893,6 +992,7 @@ def answering(path, answer):
         (b"HTTP/1.1 400 Bad Request\r\n", "another version"),
         (b"", "has ended"),
         (None, "does not answer"),
+        (HANGS_UP, "hung up: Connection reset by peer"),
     ],
 )
 @pytest.mark.usefixtures("impatient")

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import re
+import select
 
 import pytest
 
@@ -41,7 +42,15 @@ def terminal():
     """A terminal to log to, and what it shows."""
     master, slave = os.openpty()
     with open(slave, "w") as stream:  # noqa: PTH123 - a descriptor
-        yield stream, lambda: os.read(master, 65536).decode().replace("\r\n", "\n")
+
+        def read(lines=1):
+            shown = b""
+            while shown.count(b"\n") < lines:  # a terminal delivers in pieces
+                assert select.select([master], [], [], 5)[0], shown
+                shown += os.read(master, 65536)
+            return shown.decode().replace("\r\n", "\n")
+
+        yield stream, read
     os.close(master)
 
 
@@ -138,7 +147,7 @@ def test_colours_at_a_terminal(terminal):
     log().debug("detail")
     assert re.fullmatch(
         f"{TIME}fine\n{TIME}\x1b\\[33mlook\x1b\\[0m\n{TIME}\x1b\\[31mbad\x1b\\[0m\n{TIME}\x1b\\[2mdetail\x1b\\[0m\n",
-        read(),
+        read(lines=4),
     )
 
 

@@ -348,6 +348,15 @@ def test_a_failed_venv_quotes_it_and_names_the_package(fake_pip, tmp_path):
         ensure("1.11.8", tmp_path)
 
 
+def test_a_slow_network_is_told_too(fake_pip, tmp_path):
+    """Without a network pip tries for half a minute: a person is told why it takes so long."""
+    fake_pip.write_text(f"cat <<'.'\n{NO_NETWORK}.\nexit 1\n")
+    said = []
+    with pytest.raises(InstallError, match="PyPI cannot be reached"):
+        ensure("1.11.8", tmp_path, said.append)
+    assert said[-1] == "OctoPrint 1.11.8: PyPI does not answer, trying again"
+
+
 def test_pip_does_not_go_on_alone(fake_pip, tmp_path):
     """Ctrl-C while it is told what pip does ends pip too."""
     pid = tmp_path / "pid"
@@ -608,6 +617,22 @@ def test_attempts_are_counted_from_its_log(make):
     states = ["Offline", "Opening serial connection", "Connecting", "Offline", "Detecting serial connection"]
     server.logfile.write_text("".join(change.format(*two) for two in itertools.pairwise(states)))
     assert server.attempts() == 2
+
+
+def test_requests_are_counted_from_its_log(make):
+    """Every version keeps a log of the requests, with their answers."""
+    server = make()
+    assert server.answered("403 GET /api/connection") == 0
+    server.prepare()
+    line = "2026-11-22 08:04:01 - tornado.access - INFO - {} (127.0.0.1) 16.13ms\n"
+    what = [
+        "200 GET /api/connection",
+        "403 GET /api/connection",
+        "403 GET /api/job",
+        "403 GET /api/connection",
+    ]
+    server.logfile.with_name("tornado.log").write_text("".join(map(line.format, what)))
+    assert server.answered("403 GET /api/connection") == 2
 
 
 def test_the_files_are_yaml(make):

@@ -1,19 +1,18 @@
 """When it connects, and when not: a story for each row of the design's section 2 and for each promise.
 
-A story reads like the row: what happens to the printer, to OctoPrint and between people, and what is done about
-it.  Every step is held against the promises besides (`story.Law`).
+A story reads like the row: what happens to the printer, to OctoPrint and between people, and what is done
+about it.  Every step is held against the promises besides (`story.Law`).
 """
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
-from story import BOOT, GIVES_UP, NODE, Story
 
-from portretry_udev.firmware import BAUDRATES, Sign
+from portretry_udev.firmware import BAUDRATES, POKE, Sign
 from portretry_udev.rules import (
     ATTEMPT_LIMIT,
-    BACK_OFF_LIMIT,
     OWN_RESET,
     QUIET_START,
     Close,
@@ -38,8 +37,6 @@ from portretry_udev.rules import (
     Started,
     State,
     Taken,
-    Tick,
-    Told,
     Untold,
     alive,
     back_off,
@@ -47,6 +44,7 @@ from portretry_udev.rules import (
     deadline,
     step,
 )
+from story import BOOT, GIVES_UP, NODE, Story
 
 SOON = QUIET_START + 0.5  # the port is opened, a bootloader is given its time, the firmware is asked
 
@@ -86,7 +84,7 @@ def attempting(**scene):
     return story
 
 
-# -- row 1: the service or OctoPrint (re)starts ----------------------------------------------------------------
+# -- row 1: the service or OctoPrint (re)starts --------------------------------------------------------------
 def test_service_starts():
     """OctoPrint is offline and the firmware answers: connect."""
     story = Story()
@@ -221,7 +219,7 @@ def test_start_wait_keeps_a_remembered_hold():
     story.check(story.state.hold is Hold.FAULT)
 
 
-# -- row 2: the node appears -----------------------------------------------------------------------------------
+# -- row 2: the node appears ---------------------------------------------------------------------------------
 def test_node_appears():
     """As soon as the firmware answers; the port is open by then and hears the banner."""
     story = Story(plugged=False)
@@ -253,7 +251,7 @@ def test_node_does_not_appear_twice():
         story.happens(NodeSeen(None, "unplugged"))
 
 
-# -- row 3: OctoPrint lost the printer -------------------------------------------------------------------------
+# -- row 3: OctoPrint lost the printer -----------------------------------------------------------------------
 def test_unplug_and_plug():
     """The cable is pulled and put back."""
     story = connected()
@@ -267,7 +265,7 @@ def test_unplug_and_plug():
 
 
 def test_unplug_and_plug_faster_than_octoprint_notices():
-    """The node is back before OctoPrint has said that it lost the printer: looked at more often for a while."""
+    """The node is back before OctoPrint has said that it lost the printer: looked at more often."""
     story = connected()
     story.unplug()
     story.plug()
@@ -311,15 +309,15 @@ def test_lost_again_and_again():
     story.check(story.state.failures == 0)
 
 
-# -- row 4: a connect attempt failed ---------------------------------------------------------------------------
+# -- row 4: a connect attempt failed -------------------------------------------------------------------------
 def test_back_off():
     """Failed attempts are repeated after the interval, its double, and so on up to five minutes."""
     story = Story()
     story.failing = Octo.LOST
     story.wait(4000)
-    spaces = [b - a for a, b in zip(story.times(Connect), story.times(Connect)[1:], strict=False)]
+    spaces = [b - a for a, b in pairwise(story.times(Connect))]
     pauses = [round(space - GIVES_UP) for space in spaces]
-    story.check([5, 10, 20, 40, 80, 160, 300, 300] == [p // 5 * 5 for p in pauses][:8], f"{pauses}")
+    story.check([p // 5 * 5 for p in pauses][:8] == [5, 10, 20, 40, 80, 160, 300, 300], f"{pauses}")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +339,7 @@ def test_back_off_is_clamped(interval, failures, seconds):
 
 
 def test_a_year_of_failures():
-    """A year of refused attempts: no overflow, at most one attempt per back-off period, no other hammering."""
+    """A year of refused attempts: no overflow, at most one attempt per back-off, no other hammering."""
     story = Story(interval=6 * 3600.0, probe="none")
     story.declines = Ill.DECLINED
     story.wait(365 * 86400)
@@ -361,7 +359,7 @@ def test_hours_of_silence():
 
 @pytest.mark.parametrize("how", ["node", "banner", "silence", "retry"])
 def test_return_starts_afresh(how):
-    """Whatever brings the printer back ends the back-off: its node, its banner, an answer after silence, `retry`."""
+    """The printer's node, its banner, an answer after silence, or `retry` ends the back-off."""
     story = Story()
     story.failing = Octo.LOST
     story.wait(700)
@@ -441,7 +439,7 @@ def test_attempt_ends_quickly_with_always():
 
 
 def test_attempt_ends_as_unknown():
-    """An attempt is followed to its end also where OctoPrint says what nobody understands, but not for ever."""
+    """An attempt is followed to its end also where nobody understands OctoPrint, but not for ever."""
     story = Story()
     story.failing = Octo.LOST
     story.expect(Connect, within=SOON)
@@ -516,7 +514,7 @@ def test_declined_too_late():
     story.check(story.state.failures == 0)
 
 
-# -- row 5: deliberate -----------------------------------------------------------------------------------------
+# -- row 5: deliberate ---------------------------------------------------------------------------------------
 def test_deliberate():
     """A person's word stands; the port is held without an edge, and listened to in silence."""
     story = held()
@@ -618,7 +616,7 @@ def test_always_still_respects_faults():
         again.wait(600)
 
 
-# -- row 6: firmware fault -------------------------------------------------------------------------------------
+# -- row 6: firmware fault -----------------------------------------------------------------------------------
 def test_fault():
     """No reconnect after a fault, not even when the firmware is lively; until the printer returns."""
     story = connected()
@@ -661,7 +659,7 @@ def test_fault_before_the_first_look_at_an_attempt():
 
 
 def test_fault_after_a_declined_connect():
-    """OctoPrint was not reached: what it says is still the fault of old, and the printer has returned since."""
+    """OctoPrint was not reached: what it says is still the fault of before the return."""
     story = Story(octo=Octo.FAULT)
     story.wait(1)
     story.retry()
@@ -697,7 +695,7 @@ def test_a_fault_is_heard():
         story.told(Octo.OFFLINE)
 
 
-# -- row 7: paused, or somebody else has the port --------------------------------------------------------------
+# -- row 7: paused, or somebody else has the port ------------------------------------------------------------
 def test_pause_and_resume():
     """`pause` lets go of the port at once; `resume` goes on at once."""
     story = Story(answers=False)
@@ -777,7 +775,7 @@ def test_freed_brings_the_open_forward():
 
 @pytest.mark.parametrize("refusal", Refusal)
 def test_refused(refusal):
-    """A port that cannot be opened is tried again on the interval (a busy one sooner), and connected once it can."""
+    """A port that cannot be opened is tried again on the interval, a busy one sooner."""
     story = Story(interval=20.0)
     story.refusal = refusal
     with story.nothing(Connect, Poke):
@@ -798,7 +796,7 @@ def test_hang_up_without_a_word_of_the_node():
     story.expect(Open, within=0.2)
 
 
-# -- row 8: OctoPrint is unreachable, or not ours --------------------------------------------------------------
+# -- row 8: OctoPrint is unreachable, or not ours ------------------------------------------------------------
 @pytest.mark.parametrize(
     ("ill", "looks"),
     [
@@ -865,7 +863,7 @@ def test_unknown_words():
     story.expect(Connect, within=5.1 + SOON)
 
 
-# -- row 9: no port known, or not offered ----------------------------------------------------------------------
+# -- row 9: no port known, or not offered --------------------------------------------------------------------
 def test_unconfigured():
     """Nobody has named a port: only looks; named later, it is used without a restart."""
     story = Story(begin=False)
@@ -915,9 +913,9 @@ def test_not_offered_any_more():
     story.expect(Connect, within=5.1)
 
 
-# -- row 10: a change uevent -----------------------------------------------------------------------------------
+# -- row 10: a change uevent ---------------------------------------------------------------------------------
 def test_change_event():
-    """Who the device is is read again; a port held back by a hold is not opened by it, and nobody is asked."""
+    """Who the device is is read again; a port held back is not opened by it, and nobody is asked."""
     story = Story(octo=Octo.IDLE)
     story.keeps_dtr = False
     story.wait(20)
@@ -931,7 +929,7 @@ def test_change_event():
         story.changed(path=NODE)
 
 
-# -- promise 1: hands off --------------------------------------------------------------------------------------
+# -- promise 1: hands off ------------------------------------------------------------------------------------
 def test_octoprint_connects_by_itself():
     """Somebody presses Connect while we listen: made way for at once, and no word to the printer."""
     story = Story(answers=False)
@@ -984,7 +982,7 @@ def test_the_trap():
     story.expect(Connect, within=30)
 
 
-# -- promise 2: asked twice ------------------------------------------------------------------------------------
+# -- promise 2: asked twice ----------------------------------------------------------------------------------
 def test_asked_twice():
     """The answer that came before the sign of life opens the way to nothing: asked again, then told."""
     story = listening()
@@ -1029,7 +1027,7 @@ def test_a_node_from_after_the_question():
     story.check(isinstance(story.out[-1][1], Open))
 
 
-# -- promise 5: no needless reset ------------------------------------------------------------------------------
+# -- promise 5: no needless reset ----------------------------------------------------------------------------
 def test_one_edge_on_a_board_that_resets():
     """The board boots once: our open makes its edge, the banner is heard, OctoPrint makes no second one."""
     story = Story(resets=True)
@@ -1122,11 +1120,19 @@ def test_no_edge_in_a_back_off():
     story = Story(avoid_reset=False)
     story.failing = Octo.LOST
     story.wait(1000)
-    opens, connects = story.times(Open), story.times(Connect)
-    story.check(len(connects) <= len(opens) <= len(connects) + 1)
+    story.check(len(story.times(Connect)) > 5)
+    for opened in story.times(Open):
+        soon = [at for at in story.times(Connect, opened) if at < opened + SOON]
+        story.check(soon or opened > story.now - SOON, f"opened at {opened} for nothing")
 
 
-# -- promise 6: nothing is said that could hurt ----------------------------------------------------------------
+# -- promise 6: nothing is said that could hurt --------------------------------------------------------------
+def test_the_only_bytes():
+    """An empty line and a question, no line number, no checksum; and OctoPrint's rates, never 1200."""
+    assert POKE == b"\nM115\n"
+    assert BAUDRATES == (115200, 250000, 230400, 57600, 38400, 19200, 9600)
+
+
 def test_quiet_start():
     """A bootloader is left in peace for two seconds after the open; then about one question a second."""
     story = Story(answers=False)
@@ -1134,7 +1140,7 @@ def test_quiet_start():
     story.wait(20)
     pokes = story.times(Poke)
     story.check(pokes[0] == opened + QUIET_START)
-    story.check(all(0.99 < b - a < 1.01 for a, b in zip(pokes, pokes[1:], strict=False)))
+    story.check(all(0.99 < b - a < 1.01 for a, b in pairwise(pokes)))
 
 
 def test_a_talkative_printer_is_not_asked():
@@ -1150,7 +1156,7 @@ def test_a_talkative_printer_is_not_asked():
 
 @pytest.mark.parametrize("sign", [Sign.BUSY, Sign.PRINTING])
 def test_busy_means_hands_off(sign):
-    """The printer says that it is busy, or prints from its card: alive, hands off, until it says otherwise."""
+    """The printer says that it is busy, or prints from its card: hands off, until it says otherwise."""
     story = Story(answers=False)
     story.wait(1)
     with story.nothing(Connect):
@@ -1257,7 +1263,7 @@ def test_garbage():
     story.expect(Connect, within=1.1)
 
 
-# -- promise 8: no hammering -----------------------------------------------------------------------------------
+# -- promise 8: no hammering ---------------------------------------------------------------------------------
 def test_boot_loop():
     """A board that boots again and again, and fails OctoPrint each time, is not connected to in a loop."""
     story = Story(answers=False, latency=0.001)
@@ -1269,7 +1275,7 @@ def test_boot_loop():
             story.octoprint_says(Octo.LOST)
     connects = story.times(Connect)
     story.check(len(connects) > 5)
-    story.check(min(b - a for a, b in zip(connects, connects[1:], strict=False)) >= 5)
+    story.check(min(b - a for a, b in pairwise(connects)) >= 5)
 
 
 def test_an_answer_now_and_then():
@@ -1280,10 +1286,10 @@ def test_an_answer_now_and_then():
         story.wait(5)
         story.answers = not story.answers
     connects = story.times(Connect)
-    story.check(min(b - a for a, b in zip(connects, connects[1:], strict=False)) >= 60)
+    story.check(min(b - a for a, b in pairwise(connects)) >= 60)
 
 
-# -- promise 9: never stuck, never deaf ------------------------------------------------------------------------
+# -- promise 9: never stuck, never deaf ----------------------------------------------------------------------
 def test_a_kick_while_a_question_is_under_way():
     """It asks again as soon as that one is answered."""
     story = Story(latency=None)
@@ -1374,7 +1380,7 @@ def test_down_forgets_the_connection_slow_does_not():
         story.check(story.state.hold is hold)
 
 
-# -- probe = "open" and "none" ---------------------------------------------------------------------------------
+# -- probe = "open" and "none" -------------------------------------------------------------------------------
 def test_probe_open():
     """The port opens: connect, with not a byte sent."""
     story = Story(probe="open", answers=False)
@@ -1413,7 +1419,7 @@ def test_unproven_baudrate(probe, preferred, told):
     story.check(story.expect(Connect, within=SOON).baudrate == told)
 
 
-# -- small print -----------------------------------------------------------------------------------------------
+# -- small print ---------------------------------------------------------------------------------------------
 def test_signs_on_no_line_are_nothing():
     """A sign that comes after the port was closed or handed over changes nothing."""
     story = Story(octo=Octo.IDLE)

@@ -9,7 +9,6 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from story import Story
 
 from portretry_udev.firmware import Sign
 from portretry_udev.rules import (
@@ -29,6 +28,7 @@ from portretry_udev.rules import (
     Refusal,
     Taken,
 )
+from story import Story
 
 LIMITS = settings(
     derandomize=True,
@@ -59,7 +59,7 @@ class World(RuleBasedStateMachine):
         ),
         shun=st.sampled_from([frozenset(), frozenset({57600})]),
     )
-    def begin(self, octo, flags, memory, shun, **policy):  # noqa: PLR0913 - the first scene
+    def begin(self, octo, flags, memory, shun, **policy):
         answers, plugged, modem, resets, keeps_dtr = flags
         self.story = Story(
             octo=octo,

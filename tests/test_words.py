@@ -83,8 +83,14 @@ CASES = {
         "hands off: OctoPrint says 'Dancing', which is not understood",
         True,
     ),
+    "OctoPrint connects by itself, just now": (
+        {"octo": Octo.CONNECTING, "octo_since": NOW - 0.5},
+        "connecting",
+        "by itself: hands off",
+        False,
+    ),
     "OctoPrint connects by itself": (
-        {"octo": Octo.CONNECTING, "octo_since": NOW - 1},
+        {"octo": Octo.CONNECTING, "octo_since": NOW - 5},
         "connecting",
         "by itself: hands off",
         False,
@@ -197,7 +203,12 @@ CASES = {
     "about to be opened": ({"line": Line.CLOSED}, "listening", f"waiting until the firmware on {TTY}", False),
 }
 # Over in a moment: `status` tells them, the log does not.
-PASSING = {"not asked yet", "odd words, just now", "about to be opened"}
+PASSING = {
+    "not asked yet",
+    "odd words, just now",
+    "OctoPrint connects by itself, just now",
+    "about to be opened",
+}
 
 
 @pytest.mark.parametrize("name", CASES)

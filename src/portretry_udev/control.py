@@ -40,7 +40,7 @@ GROUP = "dialout"  # who may open the port may ask us
 LINE_LIMIT = 4096  # bytes of a request; ours have some 80
 CLIENT_LIMIT = 64  # at once; further ones wait until one has gone
 FOLLOWER_LIMIT = 32  # so that forgotten ones never keep a `pause` out
-PATIENCE = 10.0  # seconds for a client to send a request, and to take an answer
+PATIENCE = 10.0  # seconds for a client to send a request, or to take an answer and send the next
 LONGEST_PAUSE = 366 * 86400.0  # seconds; who wants more leaves the duration out
 
 _BACKLOG = 128  # clients that wait to be let in
@@ -204,8 +204,9 @@ def _clear(path: Path) -> None:
             "stop that one, or name another path with --control",
             os.EX_CONFIG,
         )
-    if _inode(path) == (found.st_dev, found.st_ino):
-        path.unlink()
+    with contextlib.suppress(FileNotFoundError):  # its service has ended meanwhile
+        if _inode(path) == (found.st_dev, found.st_ino):
+            path.unlink()
 
 
 def _is_served(path: Path) -> bool:
@@ -298,7 +299,7 @@ class _Peer:
         self.sock = sock
         self.received = bytearray()
         self.to_send = b""
-        self.deadline = now + PATIENCE  # for a whole request, or a whole answer: no trickle keeps a place
+        self.deadline = now + PATIENCE  # for a whole line, or a whole answer: no trickle keeps a place
         self.request: _Request | None = None  # waited for, or followed
         self.wait_until = 0.0
         self.shown: object = None
@@ -415,17 +416,15 @@ class Server:
             self._peers[sock.fileno()] = _Peer(sock, self._clock())
 
     def _drop(self, peer: _Peer) -> None:
-        if self._peers.pop(peer.sock.fileno(), None) is not None:
-            peer.sock.close()
+        del self._peers[peer.sock.fileno()]
+        peer.sock.close()
 
     def _hear(self, peer: _Peer, mask: int) -> None:
         """Take in what a client sends, or that it has gone."""
         if mask & select.POLLIN and peer.wants() == select.POLLIN:
             try:
                 data = peer.sock.recv(LINE_LIMIT + 1 - len(peer.received))
-            except BlockingIOError:
-                return
-            except OSError:
+            except OSError:  # they hung up without having read all
                 data = b""
             peer.received += data
             if data:
@@ -465,8 +464,6 @@ class Server:
         except OSError:
             self._drop(peer)
             return False
-        if not peer.to_send:
-            peer.deadline = self._clock() + PATIENCE
         return True
 
     def _answer(self, peer: _Peer, answer: Mapping[str, object]) -> None:

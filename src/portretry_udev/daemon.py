@@ -93,10 +93,14 @@ class Daemon:
         if threading.current_thread() is not threading.main_thread():  # a test; there are no signals for it
             yield
             return
+        # The handler runs in this thread only, and the kernel may interrupt another one, or this one just
+        # before it begins to wait: the pipe wakes it in any case.
+        woken = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         before = {number: signal.signal(number, handler) for number in _SIGNALS}
         try:
             yield
         finally:
+            signal.set_wakeup_fd(woken)
             for number, old in before.items():
                 signal.signal(number, old)
 

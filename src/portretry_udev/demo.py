@@ -110,22 +110,23 @@ class _Story:
         self._began = time.monotonic()
         self._lock = threading.Lock()
 
-    def tell(self, text: str, front: str = "") -> None:
-        """One thing that happens, with its time."""
-        stamp = f"{time.monotonic() - self._began:5.1f} s  "
+    def tell(self, text: str, front: str = "", colour: str | None = None) -> None:
+        """One thing that happens, with its time; what follows ``front`` is set below its first line."""
+        stamp = f"{time.monotonic() - self._began:5.1f} s  {front}"
+        told = textwrap.fill(
+            text,
+            WIDTH,
+            initial_indent=stamp,
+            subsequent_indent=" " * len(stamp),
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
         with self._lock:
-            click.echo(
-                textwrap.fill(
-                    front + text,
-                    WIDTH,
-                    initial_indent=stamp,
-                    subsequent_indent=" " * (len(stamp) + len(front)),
-                )
-            )
+            click.secho(told, fg=colour)
 
     def outcome(self, text: str) -> None:
         """What came of it."""
-        self.tell(text, click.style("-> ", fg="green"))
+        self.tell(text, "-> ", "green")
 
     def seconds(self) -> float:
         """Since the story began."""
@@ -145,13 +146,15 @@ class _Watcher:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PORTRETRY_")}
         environment["NO_COLOR"] = "1"
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        self._reader = threading.Thread(target=self._read, args=(story,), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(story, folder), daemon=True)
         self._reader.start()
 
-    def _read(self, story: _Story) -> None:
+    def _read(self, story: _Story, folder: Path) -> None:
         assert self._process.stderr is not None  # noqa: S101 - a pipe was asked for
         for line in self._process.stderr:
-            story.tell(re.sub(r"^\d\d:\d\d:\d\d (printer: )?", "", line.rstrip()), "   watcher: ")
+            # Without the time, which the story tells, and the name of the demo's folder, which tells nothing.
+            said = re.sub(r"^\d\d:\d\d:\d\d (printer: )?", "", line.rstrip())
+            story.tell(said.replace(f"{folder}/", ""), "   watcher: ", "bright_black")
 
     def running(self) -> bool:
         return self._process.poll() is None
@@ -278,7 +281,7 @@ def run(version: str | None, cache: Path | None, *, verbose: bool) -> int:
         verbose: show all that the watcher notices.
     """
     what = f"a real OctoPrint {version}" if version else "a minimal OctoPrint"
-    click.echo(f"portretry-udev demo: a simulated printer, {what}, and the real watcher.\n")
+    click.echo(f"portretry-udev demo: a simulated printer, {what}, the real watcher.\n")
     with tempfile.TemporaryDirectory(prefix="portretry-udev-demo-") as name:
         folder = Path(name)
         link = folder / "ttyDEMO0"
@@ -303,16 +306,17 @@ def _tell(printer: Printer, octoprint: _OctoPrint, link: Path, folder: Path, *, 
         demo.run()
     except StepFailed as e:
         failure = str(e)
-    status = watcher.stop()
+    finally:
+        status = watcher.stop()  # after Ctrl-C too: it must not outlive the demo
     if not failure and status:
         failure = f"the watcher ended with status {status}"
     if failure:
-        story.tell(click.style(f"FAILED: {failure}", fg="red"))
+        story.tell(f"FAILED: {failure}", colour="red")
         return 1
+    connects = octoprint.connects()
     click.echo(
-        f"\nAll {demo.steps} steps ended as promised, in {story.seconds():.0f} s: "
-        f"{octoprint.connects()} connects,\neach to a firmware that had answered; "
-        "none in the dark, none against a person's word."
+        f"\nAll {demo.steps} steps ended as promised, in {story.seconds():.0f} s: {connects} connects, "
+        "each to a\nfirmware that had answered; none in the dark, none against a person's word."
     )
     return 0
 

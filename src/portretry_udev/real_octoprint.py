@@ -307,6 +307,8 @@ def _pip_install(home: Path, version: str, python: Interpreter, say: Say) -> Non
                 elif step and "finished with status" not in line:
                     packages += step[1] == "Collecting"
                     say(f"OctoPrint {version}: {step[1][0].lower()}{step[1][1:]} {step[2]}")
+                elif line.startswith("WARNING: Retrying"):
+                    say(f"OctoPrint {version}: PyPI does not answer, trying again")
         except BaseException:  # Ctrl-C or a say() that fails: pip must not go on alone
             pip.terminate()
             raise
@@ -664,16 +666,25 @@ class RealOctoPrint:
 
     def attempts(self) -> int:
         """Count the attempts to open a port that its log tells of, since its first start, by whomever."""
-        text = self.logfile.read_text(encoding="utf-8", errors="replace") if self.logfile.exists() else ""
+        text = self._read_log("octoprint.log")
         return text.count('to "Opening serial connection"') + text.count('to "Detecting serial connection"')
+
+    def answered(self, what: str) -> int:
+        """Count the requests that it has answered so, "403 GET /api/connection", since its first start.
+
+        It keeps a log of them all, ``tornado.log``.
+        """
+        return self._read_log("tornado.log").count(f" {what} (")
+
+    def _read_log(self, name: str) -> str:
+        path = self.logfile.with_name(name)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def log_tail(self, lines: int = 30) -> str:
         """Quote the end of its log, or of its console while there is no log yet; never the key."""
-        for path in (self.logfile, self.logfile.with_name("console.log")):
-            if path.exists() and path.stat().st_size:
-                text = path.read_text(encoding="utf-8", errors="replace")
-                return "\n".join(text.replace(self.api_key, "***").splitlines()[-lines:])
-        return "(it has not logged anything)"
+        text = self._read_log("octoprint.log") or self._read_log("console.log")
+        text = text.replace(self.api_key, "***") or "(it has not logged anything)"
+        return "\n".join(text.splitlines()[-lines:])
 
 
 def _is_2(version: str) -> bool:

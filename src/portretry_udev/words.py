@@ -75,7 +75,9 @@ def _connecting(s: State, now: float) -> Account:
         why = f"OctoPrint seems stuck in {s.words!r}: press Disconnect there, then it is tried again"
         return Account("connecting", why, warn=True)
     if s.attempt is None:
-        return Account("connecting", "OctoPrint is connecting by itself: hands off")
+        # Most connects take less than a second, and then there is nothing to say of them.
+        passing = now - s.octo_since < 1.0
+        return Account("connecting", "OctoPrint is connecting by itself: hands off", passing=passing)
     return Account("connecting", "told OctoPrint to connect, waiting until it is operational")
 
 

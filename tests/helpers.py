@@ -44,10 +44,12 @@ def assert_stays(condition, seconds, why):
 class Daemon:
     """``portretry-udev watch`` as its own process, its log read line by line.
 
-    ``expect`` reads on from where the last ``expect`` ended: so a row of them asserts an order.
+    ``expect`` reads on from where the last ``expect`` ended: so a row of them asserts an order.  ``env`` is
+    what its environment has beyond ours.
     """
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, env=None):
+        self._env = dict(env or {})
         self.arguments = [str(argument) for argument in arguments]
         self.lines = []  # (seconds since the start, text)
         self.status = None
@@ -64,6 +66,7 @@ class Daemon:
         }
         # The package under test, wherever this run found it: a checkout, or an installed wheel.
         environment["PYTHONPATH"] = str(Path(portretry_udev.__file__).parents[1])
+        environment |= self._env
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "portretry_udev", "watch", *self.arguments],

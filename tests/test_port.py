@@ -745,6 +745,30 @@ def test_a_poke_cut_short_is_ended_before_the_next(pty, opened, monkeypatch):
     assert pty.collect(12) == b"\nM115\n\nM115\n"
 
 
+@pytest.mark.parametrize("code", [errno.ENOTTY, errno.EINVAL])
+def test_a_tty_that_does_not_count_its_output_is_poked(pty, opened, monkeypatch, code):
+    """Emulated ttys (umockdev's) have no TIOCOUTQ; a write to them still never waits."""
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", _raises(code))
+        assert opened.poke()
+    assert pty.collect(6) == POKE
+
+
+def test_a_count_of_the_output_that_fails_otherwise_is_a_hang_up(opened, monkeypatch):
+    """EIO is what a tty says whose device is gone."""
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", _raises(errno.EIO))
+        with pytest.raises(HangUp):
+            opened.poke()
+
+
+def _raises(code):
+    def call(*_):
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
 # -- the baudrate --------------------------------------------------------------------------------------------
 
 

@@ -237,7 +237,9 @@ class Watcher:
     def _read_mail(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
-        while self._mail:
+        for _ in range(len(self._mail)):  # what comes meanwhile waits for its turn
+            if self._stopping:
+                return
             match self._mail.popleft():
                 case _Reply() as reply:
                     self._take_reply(reply)

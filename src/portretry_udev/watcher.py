@@ -77,14 +77,19 @@ class _Crash:
 
 
 class _Reply:
-    """The worker's answer: what was asked, when, and what came of it."""
+    """The worker's answer: what was asked, when and with which key, and what came of it."""
 
     def __init__(
-        self, effect: rules.Look | rules.Connect, asked_at: float, outcome: Answer | Trouble | None
+        self,
+        effect: rules.Look | rules.Connect,
+        asked_at: float,
+        outcome: Answer | Trouble | None,
+        key: str,
     ) -> None:
         self.effect = effect
         self.asked_at = asked_at
         self.outcome = outcome
+        self.key = key
 
 
 class Watcher:
@@ -562,7 +567,8 @@ class Watcher:
     def _ask(self) -> None:
         """The worker: one question after the other, each answered into the mailbox."""
         while (effect := self._questions.get()) is not None:
-            asked_at = self._clock()
+            # The key as it was before: one that is put right while this is under way counts as new.
+            asked_at, key = self._clock(), self._current_key()
             outcome: Answer | Trouble | None = None
             try:
                 if isinstance(effect, rules.Look):
@@ -575,7 +581,7 @@ class Watcher:
                 self._mail.append(_Crash(e))
                 self._wake()
                 return
-            self._mail.append(_Reply(effect, asked_at, outcome))
+            self._mail.append(_Reply(effect, asked_at, outcome, key))
             self._wake()
 
     def _take_reply(self, reply: _Reply) -> None:
@@ -585,10 +591,11 @@ class Watcher:
                 self._feed(rules.Accepted())
             case Trouble() as trouble:
                 # A refused key is tried ever more rarely (OctoPrint logs each try), a new one at once.
-                self._refused_key = self._current_key() if trouble.kind is Kind.KEY else None
+                self._refused_key = reply.key if trouble.kind is Kind.KEY else None
                 ill = _ILLS[trouble.kind]
                 self._feed(rules.Declined(ill, str(trouble)) if connect else rules.Untold(ill, str(trouble)))
             case Answer() as answer:
+                self._refused_key = None
                 if answer.preferred_port != self._preferred:
                     self._preferred = answer.preferred_port
                     self._find()

@@ -318,6 +318,7 @@ class Story:
         self._order = itertools.count()
         self._events: deque[Event] = deque()
         self._ticks_now = 0
+        self.failed = False  # a promise was broken: the story is over
         self.checks = CHECKS  # of deadlines that are still to be made
         # the device
         self.node: Node | None = None
@@ -374,6 +375,11 @@ class Story:
         if self.powered:
             self._boot()
         self.happens(NodeSeen(self.node))
+
+    def plug_if_absent(self) -> None:
+        """The node is there, or appears."""
+        if self.node is None:
+            self.plug()
 
     def unplug(self) -> None:
         """The node disappears; whoever has the port learns it from the kernel."""
@@ -547,10 +553,15 @@ class Story:
         self._events.append(event)
         if len(self._events) > 1:
             return  # an outcome: it is taken in below, next
-        while self._events:
-            self._step(self._events[0])
-            self._events.popleft()
-        self._check_deadline()
+        try:
+            while self._events:
+                self._step(self._events[0])
+                self._events.popleft()
+            self._check_deadline()
+        except AssertionError:
+            self.failed = True
+            self._events.clear()
+            raise
 
     def _step(self, event: Event) -> None:
         self._ticks_now += isinstance(event, Tick)
@@ -581,9 +592,9 @@ class Story:
         for at in (self.now, (self.now + due) / 2):
             if at < due:
                 self.check(not step(self.state, Tick(), at)[1], f"overslept: something was due by {at}")
-            if not self.state.looking:
-                later = deadline(self.state, at)
-                self.check(later == max(at, due), f"a late look at the deadline moves it to {later}")
+        for at in (self.now, due, due + 0.3):
+            later = deadline(self.state, at)
+            self.check(later == max(at, due), f"a look at the deadline at {at} moves it to {later}")
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:

@@ -80,6 +80,42 @@ class World(RuleBasedStateMachine):
     def wait(self, seconds):
         self.story.wait(seconds)
 
+    @rule()
+    def all_is_well(self):
+        """Without such spells nothing would ever come about that could then go wrong."""
+        self._heal()
+        self.story.wait(12)
+
+    @rule(seconds=PAUSES)
+    def all_is_well_for_long(self, seconds):
+        self._heal()
+        self.story.plug_if_absent()
+        self.story.wait(12 + seconds)
+
+    @rule(sign=st.sampled_from(Sign), seconds=PAUSES)
+    def the_printer_speaks(self, sign, seconds):
+        self._heal()
+        self.story.octoprint_says(Octo.LOST)
+        self.story.answers = False
+        self.story.wait(6)
+        self.story.heard(sign)
+        self.story.wait(seconds)
+
+    @rule(octo=st.sampled_from([Octo.OFFLINE, Octo.OFFLINE, Octo.FAULT, Octo.LOST]), seconds=PAUSES)
+    def the_connection_ends(self, octo, seconds):
+        self._heal()
+        self.story.wait(12)
+        self.story.octoprint_says(octo)
+        self.story.wait(seconds)
+
+    def _heal(self):
+        story = self.story
+        story.ill = story.declines = story.failing = story.refusal = story.elsewhere = None
+        story.holder, story.latency, story.offered = False, 0.01, "/dev/ttyACM0"
+        story.rate = story.preferred = story.policy.baudrate or 115200
+        story.answers = story.powered = True
+        story.words = None
+
     @rule(latency=st.sampled_from([0.0, 0.01, 0.3, 3.0, 12.0]))
     def octoprint_takes_its_time(self, latency):
         self.story.latency = latency
@@ -217,12 +253,10 @@ class World(RuleBasedStateMachine):
     # -- the end -----------------------------------------------------------------------------------------
     def teardown(self):
         """Never stuck: when all is well again, OctoPrint is told to connect, and gets there."""
-        if not hasattr(self, "story"):
+        story = getattr(self, "story", None)
+        if story is None or story.failed:
             return
-        story = self.story
-        story.ill = story.declines = story.failing = story.refusal = story.elsewhere = None
-        story.holder, story.latency, story.offered = False, 0.01, "/dev/ttyACM0"
-        story.rate = story.preferred = story.policy.baudrate or 115200
+        self._heal()
         story.shun = frozenset()
         story.octoprint_says(Octo.LOST)
         story.wait(max(ATTEMPT_LIMIT, PRINTING_FOR, BACK_OFF_LIMIT) + story.policy.interval + 12)

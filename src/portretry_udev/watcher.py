@@ -283,6 +283,7 @@ class Watcher:
             case rules.Look():
                 self._find_later()
                 self._questions.put(effect)
+                return self._make_way()
             case rules.Connect():
                 self._questions.put(effect)
             case rules.Open():
@@ -541,7 +542,16 @@ class Watcher:
             baud = rules.baudrate(self.state)
             self.log.info("the firmware answers at %s baud: %s%s", baud, found.name, machine)
 
+    def _make_way(self) -> rules.Event | None:
+        """Close the port if somebody else has it too: inotify is silent where he came by another inode."""
+        if self._port is None or self.state.line is not rules.Line.LISTENING or not self._port.shared():
+            return None
+        self._close()
+        return rules.Taken()
+
     def _poke(self) -> rules.Event | None:
+        if (taken := self._make_way()) is not None:
+            return taken
         try:
             if self._port is not None and not self._port.poke():
                 self.log.debug("not poked: the port takes nothing")

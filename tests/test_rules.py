@@ -309,6 +309,37 @@ def test_lost_again_and_again():
     story.check(story.state.failures == 0)
 
 
+def test_a_short_connection_is_tried_again_at_once_and_a_row_of_them_ever_more_rarely():
+    """The first loss soon after a connect is bad luck; then the cable or the board is to blame."""
+    story = Story()
+    story.expect(Connect, within=SOON + 1)
+    waits = []
+    for _ in range(4):
+        story.expect_octo(Octo.IDLE, within=6)
+        story.wait(6)  # connected, but not for long
+        story.octoprint_says(Octo.LOST)
+        lost = story.now
+        story.expect(Connect, within=60)
+        waits.append(story.now - lost)
+    first, second, third, fourth = waits
+    story.check(first < 5.1 + SOON, "no wait but for the look that notices it, and the quiet start")
+    story.check(second < third < fourth, f"{waits}")
+
+
+def test_a_short_connection_that_ended_in_silence_is_no_reason_to_wait():
+    """OctoPrint lost it, and two questions of ours went unanswered: when it speaks again, it has returned."""
+    story = Story()
+    for _ in range(4):
+        story.expect_octo(Octo.IDLE, within=20)
+        story.wait(6)
+        story.power_off()
+        story.octoprint_says(Octo.LOST)
+        story.wait(10)
+        story.power_on(banner=False)
+        story.expect(Connect, within=BOOT + 1.1)
+        story.check(story.state.failures == 0)
+
+
 # -- row 4: a connect attempt failed -------------------------------------------------------------------------
 def test_back_off():
     """Failed attempts are repeated after the interval, its double, and so on up to five minutes."""

@@ -33,7 +33,7 @@ from story import Story
 LIMITS = settings(
     derandomize=True,
     deadline=None,
-    max_examples=60,
+    max_examples=120,
     stateful_step_count=40,
     phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes; a story is told in full anyhow
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
@@ -92,18 +92,22 @@ class World(RuleBasedStateMachine):
         self.story.plug_if_absent()
         self.story.wait(12 + seconds)
 
-    @rule(sign=st.sampled_from(Sign), seconds=PAUSES)
-    def the_printer_speaks(self, sign, seconds):
+    @rule(sign=st.sampled_from(Sign), seconds=PAUSES, retry=st.booleans())
+    def the_printer_speaks(self, sign, seconds, retry):
         self._heal()
+        self.story.plug_if_absent()
         self.story.octoprint_says(Octo.LOST)
         self.story.answers = False
         self.story.wait(6)
+        if retry:
+            self.story.retry()
         self.story.heard(sign)
         self.story.wait(seconds)
 
     @rule(octo=st.sampled_from([Octo.OFFLINE, Octo.OFFLINE, Octo.FAULT, Octo.LOST]), seconds=PAUSES)
     def the_connection_ends(self, octo, seconds):
         self._heal()
+        self.story.plug_if_absent()
         self.story.wait(12)
         self.story.octoprint_says(octo)
         self.story.wait(seconds)
@@ -273,7 +277,7 @@ World.TestCase.settings = LIMITS
 TestWorld = World.TestCase
 
 
-@LIMITS
+@settings(LIMITS, max_examples=40)
 @given(
     st.lists(st.tuples(PAUSES, st.sampled_from([Octo.OFFLINE, Octo.LOST])), max_size=6),
     st.sampled_from([0.3, 5.0, 60.0]),

@@ -41,8 +41,8 @@ SHUNNED = {"2c99": frozenset({57600})}
 # Programs that write firmware.  Run by another user they may hold a port without our seeing it in /proc.
 FLASHERS = frozenset({"avrdude", "bossac", "dfu-util", "stm32flash", "esptool", "esptool.py"})
 
-# Closes of ours under way, by the device's number.  An open then would wait as long in the kernel: measured with
-# cdc_acm and a board that takes no bytes, 26 s.
+# Closes of ours under way, by the device's number.  An open meanwhile would wait for them in the kernel: 26 s
+# with cdc_acm and a board that takes no bytes, measured in tests/vm.
 _lingering: dict[int, threading.Thread] = {}
 
 _REFUSALS = {

@@ -41,7 +41,8 @@ AFTER_OTHER = 1.0  # somebody else had the port: look again after so long
 EAGER_FOR = 10.0  # after a device event OctoPrint may lag behind: looked at more often
 EAGER_PERIOD = 0.5
 STARTING_FOR = 120.0  # OctoPrint on a Raspberry Pi is up within two minutes: looked at each second so long
-SILENT_AFTER = 3  # unanswered pokes
+SILENT_AFTER = 3  # pokes in a row, the last of which may yet be answered: the firmware is silent
+LOST_SILENT_AFTER = 2  # the same where OctoPrint has just lost the printer: one more witness
 
 
 class Octo(enum.Enum):
@@ -405,6 +406,7 @@ class State:
     ready_since: float | None = None
     attempt: Attempt | None = None
     attempt_at: float = -math.inf  # of the last connect command
+    lost: bool = False  # OctoPrint lost the printer, and nothing has come of it yet
     failures: int = 0
     failure_why: str = ""
     not_before: float = -math.inf  # back-off: no connect command sooner
@@ -637,7 +639,7 @@ def _is_connected(t: _Turn) -> None:
     s = t.s
     if s.session is not Session.CONNECTED:
         t.set(session=Session.CONNECTED, connected_at=t.now)
-    t.set(session_node=s.node.identity if s.node else None, attempt=None, ready_since=None)
+    t.set(session_node=s.node.identity if s.node else None, attempt=None, ready_since=None, lost=False)
     _let_go(t)
     if s.hold is not Hold.NONE:  # somebody's newer word
         t.set(hold=Hold.NONE, hold_identity=None)
@@ -695,8 +697,10 @@ def _connection_ended(t: _Turn, octo: Octo) -> None:
     stayed = s.node is not None and s.node.identity == s.session_node
     if octo is Octo.OFFLINE and stayed and s.policy.reconnect == "on-return":
         _hold(t, Hold.DELIBERATE)
-    elif octo is Octo.LOST and stayed and t.now - s.connected_at < STEADY:
-        _count_failure(t, "the connection did not last")
+    elif octo is Octo.LOST:
+        t.set(lost=True)
+        if stayed and t.now - s.connected_at < STEADY:
+            _count_short(t)
 
 
 def _on_untold(t: _Turn, e: Untold) -> None:
@@ -750,7 +754,7 @@ def _on_heard(t: _Turn, sign: Sign) -> None:
     if not sign.alive:
         _on_no_life(t, sign)
         return
-    was_silent = s.unanswered >= SILENT_AFTER
+    was_silent = s.unanswered >= (LOST_SILENT_AFTER if s.lost else SILENT_AFTER)
     t.set(alive_at=t.now, unanswered=0, garbled=False)
     if sign is Sign.BANNER:
         t.set(banner_at=t.now, busy_until=-math.inf, printing_until=-math.inf)
@@ -807,7 +811,7 @@ def _fresh_start(t: _Turn) -> None:
     """The printer has returned, or a person said so: no hold, no back-off."""
     if t.s.hold is not Hold.NONE:
         t.do(Remember(Hold.NONE, None))
-    t.set(hold=Hold.NONE, hold_identity=None, failures=0, not_before=t.now)
+    t.set(hold=Hold.NONE, hold_identity=None, failures=0, lost=False, not_before=t.now)
 
 
 def _hold(t: _Turn, hold: Hold) -> None:
@@ -833,6 +837,14 @@ def _attempt_failed(t: _Turn, why: str) -> None:
     t.set(attempt=None, let_go=t.s.let_go or t.s.line is Line.HANDED)
     _let_go(t)
     _count_failure(t, why)
+
+
+def _count_short(t: _Turn) -> None:
+    """The connection did not last.  Once is bad luck; a row of them is a bad cable, and tried more rarely."""
+    before = t.s.failures
+    t.set(failures=before + 1, failure_why="the connection did not last", ready_since=None)
+    if before:
+        t.set(not_before=max(t.s.not_before, t.now + back_off(t.s.policy.interval, before)))
 
 
 def _count_failure(t: _Turn, why: str) -> None:
@@ -963,20 +975,20 @@ def _is_ready(s: State, now: float) -> bool:
 
 def _poke(t: _Turn) -> None:
     s, now = t.s, t.now
-    if now < s.alive_at + POKE_PERIOD:
-        t.set(next_poke=s.alive_at + POKE_PERIOD)  # it speaks unasked
+    # While it is known to live there is no hurry to ask again: less so while no connect is allowed.  A silent
+    # one is asked each second, so as to notice its return.
+    due = s.alive_at + (max(POKE_PERIOD, s.policy.interval) if now < s.not_before else POKE_PERIOD)
+    if now < s.not_before < due:
+        due = s.not_before
+    if now < due and s.unanswered == 0:
+        t.set(next_poke=due)
         return
     rates = _baudrates(s)
     if len(rates) > 1 and s.unanswered and s.unanswered % 2 == 0 and not alive(s, now):
         t.set(baud_index=s.baud_index + 1)
         _keep_rate(t)
     t.do(Poke())
-    waiting = now < s.not_before and s.unanswered < SILENT_AFTER
-    period = max(POKE_PERIOD, s.policy.interval) if waiting else POKE_PERIOD
-    soon = now + period
-    if now < s.not_before < soon:
-        soon = s.not_before  # back-off ends sooner: then an answer is wanted at once
-    t.set(next_poke=soon, unanswered=s.unanswered + 1)
+    t.set(next_poke=now + POKE_PERIOD, unanswered=s.unanswered + 1)
 
 
 def _connect(t: _Turn, port: str) -> None:
@@ -991,6 +1003,7 @@ def _connect(t: _Turn, port: str) -> None:
     t.do(Connect(port, found))
     t.set(
         attempt=Attempt(now),
+        lost=False,
         attempt_at=now,
         connects=s.connects + 1,
         ready_since=None,

@@ -43,6 +43,30 @@ def _firmware(name: str, noticed_by: str, text: str, broken: str) -> Mutant:
 
 MUTANTS = (
     _rules(
+        "punishes one short connection",
+        "test_a_short_connection_is_tried_again_at_once",
+        "    if before:\n        t.set(not_before",
+        "    if True:\n        t.set(not_before",
+    ),
+    _rules(
+        "talks to a printer that prints",
+        "test_busy_means_not_a_byte",
+        "max(s.next_poke, s.busy_until, s.printing_until)",
+        "max(s.next_poke, s.busy_until)",
+    ),
+    _rules(
+        "takes a connection elsewhere for a word on this printer",
+        "test_a_connection_elsewhere_ends_no_hold",
+        "s.hold is not Hold.NONE and s.elsewhere is None",
+        "s.hold is not Hold.NONE",
+    ),
+    _rules(
+        "lets an attempt begin before OctoPrint has accepted it",
+        "test_octoprint_takes_its_time_to_accept",
+        "t.set(attempt=Attempt(t.now))",
+        "t.set(attempt=t.s.attempt)",
+    ),
+    _rules(
         "acts on outdated answers",
         "test_a_node_from_after_the_question",
         "isinstance(t.event, Told) and not t.outdated",
@@ -268,7 +292,7 @@ MUTANTS = (
     _rules(
         "hands over again what failed before",
         "test_let_go_after_a_failed_attempt_with_the_port_held",
-        "let_go=t.s.let_go or t.s.line is Line.HANDED",
+        "let_go=t.s.let_go or (tried and t.s.line is Line.HANDED)",
         "let_go=False",
     ),
     _rules("ignores `always`", "test_always", 'stayed and s.policy.reconnect == "on-return"', "stayed"),

@@ -337,6 +337,7 @@ class Story:
         self.words: str | None = None
         self.ill: Ill | None = None
         self.declines: Ill | None = None
+        self.accepts_after: float | None = None  # seconds that it takes over a connect; None: the latency
         self.failing: Octo | None = None  # how its attempts end though the firmware answers
         self.offered: str | None = NODE
         self.preferred: int | None = 115200
@@ -611,7 +612,7 @@ class Story:
             case Close():
                 self._close()
             case Connect():
-                self._later(self.latency or 0.0, self._accept)
+                self._later(self.accepts_after or self.latency or 0.0, self._accept)
             case Guard():
                 self.hupcl = self.hupcl and not self.keeps_dtr
                 self._events.append(Guarded(not self.hupcl))

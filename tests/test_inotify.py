@@ -9,7 +9,7 @@ from portretry_udev.inotify import Inotify
 
 
 def test_tells_opens_closes_and_names(tmp_path):
-    """An open and a close of a watched file, and names made and deleted in a watched folder, are heard in order."""
+    """Opens and closes of a file, and names made and deleted in a folder, are heard in order."""
     node = tmp_path / "node"
     node.write_text("")
     with Inotify() as ino:

@@ -475,6 +475,14 @@ def test_held_through_another_node(tmp_path, pty):
         assert [holder.pid for holder in holders(node).found] == [child.pid]
 
 
+def test_an_open_port_is_shared_while_another_process_has_it_too(pty, opened):
+    """Where inotify sees nothing of an open, this does."""
+    assert not opened.shared()
+    with elsewhere(OPEN, pty.node):
+        assert opened.shared()
+    assert not opened.shared()
+
+
 def test_we_are_no_holder_of_our_own_port(pty, opened):
     """What this process has open is not counted."""
     assert opened.fileno() >= 0
@@ -855,6 +863,9 @@ def test_a_close_that_the_kernel_holds_up_holds_up_nobody(opened, monkeypatch):
     monkeypatch.setattr(opened._serial, "close", slow_close)
     opened.close()
     opened.close()  # the second does not close again what is being closed
+    with pytest.raises(PortError, match="its last close still waits") as caught:
+        Port(opened.path, 115200)  # the kernel would keep us waiting for it
+    assert caught.value.refusal is Refusal.BUSY
     assert not closed.is_set()
     let_go.set()
     assert closed.wait(5)

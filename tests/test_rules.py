@@ -318,11 +318,12 @@ def test_a_short_connection_is_tried_again_at_once_and_a_row_of_them_ever_more_r
         story.expect_octo(Octo.IDLE, within=6)
         story.wait(6)  # connected, but not for long
         story.octoprint_says(Octo.LOST)
-        lost = story.now
+        story.expect(Open, within=6)
+        noticed = story.now
         story.expect(Connect, within=60)
-        waits.append(story.now - lost)
+        waits.append(story.now - noticed)
     first, second, third, fourth = waits
-    story.check(first < 5.1 + SOON, "no wait but for the look that notices it, and the quiet start")
+    story.check(first < SOON, "no wait but the quiet start")
     story.check(second < third < fourth, f"{waits}")
 
 
@@ -448,6 +449,19 @@ def test_octoprint_says_offline_right_after_a_connect():
     story.check(story.state.attempt is not None)
     story.told(Octo.OFFLINE, after=3)
     story.check(story.state.failures == 1)
+
+
+def test_octoprint_takes_its_time_to_accept():
+    """The attempt begins with OctoPrint's yes: before, it cannot have ended."""
+    story = listening()
+    story.accepts_after = 5.0
+    story.heard(Sign.BANNER)
+    story.told(Octo.OFFLINE)
+    story.wait(5.1)
+    story.told(Octo.OFFLINE, after=0)
+    story.check(story.state.attempt is not None, "too early to tell")
+    story.told(Octo.OFFLINE, after=3)
+    story.check(story.state.attempt is None)
 
 
 def test_disconnected_right_after_our_connect():
@@ -706,6 +720,17 @@ def test_fault_after_deliberate():
     story.octoprint_says(Octo.FAULT)
     story.wait(6)
     story.check(story.memory == (Hold.FAULT, 1))
+
+
+def test_a_connection_elsewhere_ends_no_hold():
+    """Somebody connects OctoPrint to another port (VIRTUAL, for one): that says nothing of our printer."""
+    story = listening()
+    story.told(Octo.FAULT)
+    story.told(Octo.IDLE, elsewhere="VIRTUAL", offered=None)
+    story.check(story.state.hold is Hold.FAULT)
+    story.check(story.memory == (Hold.FAULT, story.state.node.identity))
+    story.told(Octo.IDLE)
+    story.check(story.state.hold is Hold.NONE)
 
 
 def test_fault_of_an_absent_printer():
@@ -1196,6 +1221,18 @@ def test_busy_means_hands_off(sign):
             story.wait(3)
     story.heard(Sign.NOT_PRINTING if sign is Sign.PRINTING else Sign.ANSWER)
     story.expect(Connect, within=0.1)
+
+
+@pytest.mark.parametrize("sign", [Sign.BUSY, Sign.PRINTING])
+def test_busy_means_not_a_byte(sign):
+    """Promise 6: a printer at work is not even asked for its name."""
+    story = Story(answers=False)
+    story.wait(10)
+    story.heard(sign)
+    with story.nothing(Poke):
+        story.wait(9.9)
+        story.heard(sign)
+        story.wait(9.9)
 
 
 @pytest.mark.parametrize(("sign", "seconds"), [(Sign.BUSY, 10), (Sign.PRINTING, 300)])

@@ -220,6 +220,17 @@ def test_way_is_made_at_once_for_another_process(dark, monkeypatch):
         watching.expect_listening()
 
 
+def test_way_is_made_where_inotify_sees_nothing(dark, monkeypatch):
+    """One who came by another inode of the device, as in a container, is found in /proc by the next look."""
+    monkeypatch.setattr(watcher.Watcher, "_watch_node", lambda *_: None)
+    with dark.watch() as watching:
+        watching.expect_listening()
+        node = dark.link.resolve()
+        with someone_else(dark.link):
+            watching.expect("in-use")
+            assert descriptors(node) == 0
+
+
 def test_way_is_made_after_a_replug_too(dark):
     """A pty that returns under the same number and inode (Klipper's) is watched anew."""
     with dark.watch() as watching:
@@ -517,6 +528,18 @@ def test_a_dry_run_opens_and_connects_nothing(bench):
         assert_stays(
             lambda: (bench.printer.stats().opens, bench.octoprint.connects) == (0, 0), QUIET, "it did it"
         )
+
+
+def test_a_dry_run_leaves_the_memory_of_the_service_alone(bench):
+    """What a real service remembers is not overwritten by somebody who only looks."""
+    with bench.watch():
+        bench.expect_operational()
+    before = sorted((path.name, path.read_bytes()) for path in bench.state_dir.glob("*"))
+    with bench.watch(dry_run=True) as watching:
+        watching.expect("connected")
+        bench.octoprint.person_disconnects()
+        watching.expect("held")
+    assert sorted((path.name, path.read_bytes()) for path in bench.state_dir.glob("*")) == before
 
 
 # -- OctoPrint is not well -------------------------------------------------------------------------------

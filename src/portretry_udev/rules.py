@@ -391,7 +391,6 @@ class State:
     refusal_why: str = ""
     # the firmware
     alive_at: float = -math.inf
-    banner_at: float = -math.inf
     unanswered: int = 0
     garbled: bool = False
     next_poke: float = math.inf
@@ -458,7 +457,7 @@ def deadline(state: State, now: float) -> float:
     s = state
     times = [s.next_look if not s.looking else s.at + s.policy.interval]
     if s.line is Line.LISTENING and _may_poke(s):
-        times.append(max(s.next_poke, s.busy_until))
+        times.append(_poke_at(s))
     if s.line is Line.CLOSED and s.octo in OFFLINE:
         times.append(s.next_open)
     times += [s.not_before, s.busy_until, s.printing_until, s.paused_until]
@@ -507,6 +506,8 @@ def _take_in(t: _Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one flat 
         case Untold():
             _on_untold(t, event)
         case Accepted():
+            if t.s.attempt is not None:  # it begins now: OctoPrint may have taken its time to say yes
+                t.set(attempt=Attempt(t.now))
             t.set(fault_held=False)  # it forgets the last fault as it connects: what it says now is a new one
             t.kick()
         case Declined():
@@ -641,7 +642,7 @@ def _is_connected(t: _Turn) -> None:
         t.set(session=Session.CONNECTED, connected_at=t.now)
     t.set(session_node=s.node.identity if s.node else None, attempt=None, ready_since=None, lost=False)
     _let_go(t)
-    if s.hold is not Hold.NONE:  # somebody's newer word
+    if s.hold is not Hold.NONE and s.elsewhere is None:  # somebody's newer word on this printer
         t.set(hold=Hold.NONE, hold_identity=None)
         t.do(Remember(Hold.NONE, None))
     if t.now - t.s.connected_at >= STEADY:
@@ -757,7 +758,7 @@ def _on_heard(t: _Turn, sign: Sign) -> None:
     was_silent = s.unanswered >= (LOST_SILENT_AFTER if s.lost else SILENT_AFTER)
     t.set(alive_at=t.now, unanswered=0, garbled=False)
     if sign is Sign.BANNER:
-        t.set(banner_at=t.now, busy_until=-math.inf, printing_until=-math.inf)
+        t.set(busy_until=-math.inf, printing_until=-math.inf)
         _on_banner(t)
     elif sign is Sign.BUSY:
         t.set(busy_until=t.now + BUSY_FOR)
@@ -798,7 +799,6 @@ def _afresh_unless_hammering(t: _Turn) -> None:
 # -- what several events do --------------------------------------------------------------------------------
 _DARK: dict[str, object] = {  # nothing is known of the firmware
     "alive_at": -math.inf,
-    "banner_at": -math.inf,
     "unanswered": 0,
     "garbled": False,
     "busy_until": -math.inf,
@@ -834,7 +834,9 @@ def _line_lost(t: _Turn, next_open: float) -> None:
 
 
 def _attempt_failed(t: _Turn, why: str) -> None:
-    t.set(attempt=None, let_go=t.s.let_go or t.s.line is Line.HANDED)
+    # Whether holding on was to blame can only be where OctoPrint was seen to try.
+    tried = t.s.attempt is not None and t.s.attempt.connecting
+    t.set(attempt=None, let_go=t.s.let_go or (tried and t.s.line is Line.HANDED))
     _let_go(t)
     _count_failure(t, why)
 
@@ -896,7 +898,7 @@ def _settle(t: _Turn) -> None:
     _notice_wishes(t)
     if isinstance(t.event, Told) and not t.outdated:
         _act_on_answer(t, t.event)
-    if t.s.line is Line.LISTENING and _may_poke(t.s) and now >= max(t.s.next_poke, t.s.busy_until):
+    if t.s.line is Line.LISTENING and _may_poke(t.s) and now >= _poke_at(t.s):
         _poke(t)
     if now >= t.s.next_look and not t.s.looking:
         t.set(looking=True, look_again=False)
@@ -958,6 +960,11 @@ def _may_guard(s: State, now: float) -> bool:
 def _may_poke(s: State) -> bool:
     """Section 4: never while a hold stands; and only while OctoPrint is known to be offline."""
     return s.policy.probe == "firmware" and s.hold is Hold.NONE and s.octo in OFFLINE and s.ill is None
+
+
+def _poke_at(s: State) -> float:
+    """When the next question is due; promise 6: while the printer is at work it is left alone."""
+    return max(s.next_poke, s.busy_until, s.printing_until)
 
 
 def _is_ready(s: State, now: float) -> bool:

@@ -305,6 +305,8 @@ class Watcher:
         return None
 
     def _remember(self, hold: rules.Hold, identity: object) -> None:
+        if self._policy.dry_run:
+            return  # the memory is that of a real service
         try:
             self._memory.keep(hold, identity, max(0.0, self.state.paused_until - self._clock()))
         except OSError as e:

@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTEST = $(VENV)/bin/pytest
 
-.PHONY: demo test lint coverage mutants test-octoprint test-system benchmark clean
+.PHONY: demo test lint coverage mutants test-octoprint test-system test-vm benchmark clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
@@ -28,13 +28,18 @@ coverage: $(VENV)/.test
 mutants: $(VENV)/.test
 	$(VENV)/bin/python tests/mutants.py
 
-# Real OctoPrints, installed into a cache on first use; some ten minutes.
+# Real OctoPrints, side by side, installed into a cache on first use; some five minutes.
+OCTOPRINTS ?= 1.10.3 1.11.8 2.0.0rc7
 test-octoprint: $(VENV)/.test
-	$(PYTEST) -m octoprint tests/octoprint
+	@printf '%s\n' $(OCTOPRINTS) | xargs -P 3 -I VERSION $(PYTEST) -q -m octoprint -k VERSION tests/octoprint
 
 # Real udevd, kernel uevents, umockdev: root, and `apt install udev umockdev`.
 test-system: $(VENV)/.test
 	$(PYTEST) -m system tests/system
+
+# A stock kernel in QEMU, USB boards plugged and pulled; root for the first build, see tests/vm/README.md.
+test-vm: $(VENV)/.test
+	$(PYTEST) -m vm tests/vm
 
 benchmark: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/recovery.py

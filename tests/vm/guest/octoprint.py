@@ -1,0 +1,45 @@
+"""The package's minimal OctoPrint as a process in the guest, its states told on stdout, its buttons on stdin.
+
+Knows nothing but that.  A line of JSON for each change: `state` (the words of /api/job), `error`, and
+`connects` (how many commands it has taken).  Lines on stdin: `connect`, `disconnect`, `baudrate N`.
+"""
+
+import json
+import sys
+import threading
+
+from portretry_udev.fake_comm import Timeouts
+from portretry_udev.fake_octoprint import FakeOctoPrint
+
+# Seconds.  The order of OctoPrint's own, shorter; long enough for an emulated machine and a board's boot.
+SHORT = Timeouts(hello=6.0, connect=12.0, detect=1.0, poll=1.0, silence=8.0)
+
+
+def tell(octoprint):
+    """Print each change of its state, in order."""
+    told = 0
+    while True:
+        octoprint.wait_for(lambda it, seen=told: len(it.history) > seen, 3600.0)
+        for _, words in octoprint.history[told:]:
+            told += 1
+            error = octoprint.error if "error" in words else None
+            print(json.dumps({"state": words, "error": error, "connects": octoprint.connects}), flush=True)
+
+
+def main():
+    patience, key, *ports = sys.argv[1:]
+    timeouts = {"short": SHORT, "real": Timeouts()}[patience]
+    with FakeOctoPrint(api_key=key, ports=ports, timeouts=timeouts) as octoprint:
+        print(json.dumps({"url": octoprint.url}), flush=True)
+        threading.Thread(target=tell, args=(octoprint,), daemon=True).start()
+        for line in sys.stdin:
+            match line.split():
+                case ["connect"]:
+                    octoprint.person_connects()
+                case ["disconnect"]:
+                    octoprint.person_disconnects()
+                case ["baudrate", rate]:
+                    octoprint.baud_preference = int(rate)
+
+
+main()

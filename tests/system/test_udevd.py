@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import umock
+from helpers import assert_eventually
 from portretry_udev.devices import Devices, Missing, Node, Uevent, Wanted
 from remote_devices import RemoteDevices
 
@@ -32,7 +33,7 @@ OWN_DEV = (
 
 @pytest.fixture
 def devices(udevd) -> Iterator[Devices]:
-    assert udevd.answers(), "udevd runs before we listen"
+    assert_eventually(udevd.answers, 10, "udevd runs before we listen")  # it has 5 s for each ping
     with Devices() as listening:
         listening.start()
         yield listening

@@ -179,6 +179,11 @@ class Bench:
             f"--- {who}:\n{text}" for who, text in zip(("service", "OctoPrint", "board"), texts, strict=True)
         )
 
+    def octoprint_state(self):
+        """The words of OctoPrint's last change; None before the first."""
+        said = self.octoprint.said('"state"')
+        return json.loads(said[-1])["state"] if said else None
+
     def connects(self):
         """How many connect commands OctoPrint has taken, by its last word."""
         said = self.octoprint.said('"connects"')

@@ -99,7 +99,10 @@ def test_cable_pulled_at_random_moments(bench):
         pulled_after = moments.uniform(0.2, 3.0)  # from the bus' first reset to well after Operational
         board.wait(lambda _: False, pulled_after)
         bench.unplug()
-        board.wait(lambda _: False, moments.uniform(0.1, 1.0))
+        board.wait(lambda _: False, moments.uniform(0.5, 1.2))
+        if bench.octoprint_state() == "Opening serial connection":
+            # OctoPrint's own trap, when pulled within its open: here a person gets it out.
+            bench.press("disconnect")
         again = bench.plug()
         bench.operational(after=again)
         assert bench.nodes() == [bench.kind.chip.node.removeprefix("/dev/")], (

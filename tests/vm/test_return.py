@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from helpers import assert_eventually, assert_stays
-from portretry_udev.fake_marlin import BANNER
+from helpers import assert_stays
 from vm.bench import PATIENCE, on, scaled
 from vm.boards import CH340, MEGA2560, PRUSA, SKR
 
@@ -13,7 +12,6 @@ pytestmark = pytest.mark.vm
 
 OFF = scaled(20.0, 180.0)  # seconds
 REPLUGS = scaled(10, 50)
-SAYS = {b"", b"M115", b"N0 M110 N0*125", b"M105"}  # all that the service and the minimal OctoPrint ever send
 
 
 @on(MEGA2560, CH340)
@@ -110,16 +108,3 @@ def test_cable_pulled_at_random_moments(bench):
         )
         bench.unplug()
     assert board.counts.resets <= 2 * REPLUGS, "at most one for each appearance"
-
-
-@on(MEGA2560, SKR)
-def test_a_banner_that_waits_is_not_echoed(bench):
-    """What the chip has kept for us when we open is read, and not sent back to the board as commands."""
-    board = bench.board_of()
-    bench.plug()
-    assert board.wait(lambda it: it.times("plugged"), PATIENCE)
-    board.say(BANNER)
-    bench.operational()
-    assert_eventually(lambda: board.commands["M105"], PATIENCE, bench.account)
-    *lines, _ = bytes(board.received).split(b"\n")
-    assert set(lines) <= SAYS

@@ -72,7 +72,8 @@ MUTANTS = (
         "isinstance(t.event, Told) and not t.outdated",
         "isinstance(t.event, Told)",
     ),
-    _rules(
+    Mutant(
+        "events",
         "takes words that it does not know for offline",
         "test_unknown_words",
         "OFFLINE = frozenset({Octo.OFFLINE,",
@@ -349,6 +350,7 @@ MUTANTS = (
 )
 
 TESTS = {
+    "events": ["test_rules.py", "test_rules_machine.py"],
     "rules": ["test_rules.py", "test_rules_machine.py"],
     "firmware": ["test_firmware.py", "test_rules.py"],
 }

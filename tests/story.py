@@ -23,16 +23,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from portretry_udev.firmware import Sign
-from portretry_udev.rules import (
-    ALIVE_FOR,
-    BACK_OFF_LIMIT,
-    BUSY_FOR,
+from portretry_udev.events import (
     CONNECTED,
     OFFLINE,
-    OWN_RESET,
-    PRINTING_FOR,
-    QUIET_START,
     Accepted,
     Close,
     Connect,
@@ -47,7 +40,6 @@ from portretry_udev.rules import (
     Hold,
     HungUp,
     Ill,
-    Line,
     Look,
     Mute,
     Node,
@@ -65,11 +57,21 @@ from portretry_udev.rules import (
     Resume,
     Retry,
     Started,
-    State,
     Taken,
     Tick,
     Told,
     Untold,
+)
+from portretry_udev.firmware import Sign
+from portretry_udev.rules import (
+    ALIVE_FOR,
+    BACK_OFF_LIMIT,
+    BUSY_FOR,
+    OWN_RESET,
+    PRINTING_FOR,
+    QUIET_START,
+    Line,
+    State,
     deadline,
     opens_with_edge,
     step,

@@ -35,8 +35,8 @@ from portretry_udev.cli import main
 from portretry_udev.config import Config
 from portretry_udev.control import LINE_LIMIT, ControlError, Server, Snapshot, ask, default_path, follow
 from portretry_udev.daemon import Daemon
+from portretry_udev.events import Pause, Resume, Retry
 from portretry_udev.port import Holder, Holders
-from portretry_udev.rules import Pause, Resume, Retry
 
 SOON = 5.0  # seconds; all here takes milliseconds, but the machine may be busy
 SINCE = 1_700_000_000.0  # 2023-11-14T22:13:20Z

@@ -39,7 +39,7 @@ import signal, sys, threading
 from portretry_udev import cli, watcher
 def open_(self, effect):
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-    return watcher.rules.OpenFailed(watcher.rules.Refusal.UNKNOWN, "the port is not of interest here")
+    return watcher.events.OpenFailed(watcher.events.Refusal.UNKNOWN, "the port is not of interest here")
 watcher.Watcher._open = open_
 cli.main(sys.argv[1:])
 """

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portretry_udev import memory
+from portretry_udev.events import Hold
 from portretry_udev.memory import Memory, Remembered
-from portretry_udev.rules import Hold
 
 IDENTITY = (48128, 417, "/dev/ttyUSB0")
 

@@ -18,9 +18,9 @@ import pytest
 import serial
 
 from portretry_udev import inotify, port
+from portretry_udev.events import Refusal
 from portretry_udev.firmware import POKE, Reader, Sign
 from portretry_udev.port import HangUp, Holder, Port, PortError, guard, holders
-from portretry_udev.rules import Refusal
 from portretry_udev.simulator import BANNER, Printer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes, or is another user")

@@ -9,10 +9,10 @@ import time
 import pytest
 
 from portretry_udev import inotify, probe, rules
+from portretry_udev.events import Refusal
 from portretry_udev.firmware import POKE, Firmware, Sign
 from portretry_udev.port import HangUp, PortError
 from portretry_udev.probe import Found
-from portretry_udev.rules import Refusal
 from portretry_udev.simulator import Printer
 
 MARLIN = "Marlin 2.1.2.5 (Dec  2 2024 12:00:00)"

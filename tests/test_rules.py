@@ -10,11 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from portretry_udev.firmware import BAUDRATES, POKE, Sign
-from portretry_udev.rules import (
-    ATTEMPT_LIMIT,
-    OWN_RESET,
-    QUIET_START,
+from portretry_udev.events import (
     Close,
     Connect,
     Declined,
@@ -23,7 +19,6 @@ from portretry_udev.rules import (
     Hold,
     HungUp,
     Ill,
-    Line,
     Look,
     Mute,
     NodeSeen,
@@ -35,9 +30,16 @@ from portretry_udev.rules import (
     Refusal,
     Remember,
     Started,
-    State,
     Taken,
     Untold,
+)
+from portretry_udev.firmware import BAUDRATES, POKE, Sign
+from portretry_udev.rules import (
+    ATTEMPT_LIMIT,
+    OWN_RESET,
+    QUIET_START,
+    Line,
+    State,
     alive,
     back_off,
     baudrate,

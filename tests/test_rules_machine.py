@@ -10,11 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from portretry_udev.firmware import Sign
-from portretry_udev.rules import (
-    ATTEMPT_LIMIT,
-    BACK_OFF_LIMIT,
-    PRINTING_FOR,
+from portretry_udev.events import (
     Accepted,
     Connect,
     Declined,
@@ -28,6 +24,8 @@ from portretry_udev.rules import (
     Refusal,
     Taken,
 )
+from portretry_udev.firmware import Sign
+from portretry_udev.rules import ATTEMPT_LIMIT, BACK_OFF_LIMIT, PRINTING_FOR
 from story import Story
 
 LIMITS = settings(

@@ -15,7 +15,7 @@ import pytest
 
 from bench import INTERVAL, KEY, SOON, Bench, descriptors, logged, someone_else
 from helpers import assert_eventually, assert_stays
-from portretry_udev import rules, watcher
+from portretry_udev import events, rules, watcher
 from portretry_udev.devices import Devices, Uevent
 from portretry_udev.fake_octoprint import FakeOctoPrint
 from portretry_udev.octoprint import Answer, Octo
@@ -475,7 +475,7 @@ def test_a_state_folder_that_cannot_be_written_is_said_once(bench, log):
             watching.expect("connected")
             bench.octoprint.person_disconnects()
             watching.expect("held")
-            watching.watcher.post(rules.Retry())
+            watching.watcher.post(events.Retry())
         bench.expect_operational()
     assert log.count("will not survive a restart") == 1
 
@@ -588,9 +588,9 @@ def test_a_flood_of_bytes_does_not_starve_the_other_sources(dark):
     with dark.watch() as watching:
         watching.expect_listening()
         with flood:
-            watching.watcher.post(rules.Pause())
+            watching.watcher.post(events.Pause())
             watching.expect("paused", within=0.5)
-            watching.watcher.post(rules.Resume())
+            watching.watcher.post(events.Resume())
             watching.expect_listening()
         node = dark.link.resolve()
         dark.printer.unplug()

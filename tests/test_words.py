@@ -5,11 +5,9 @@ import math
 
 import pytest
 
-from portretry_udev.rules import (
-    Attempt,
+from portretry_udev.events import (
     Hold,
     Ill,
-    Line,
     Node,
     NodeSeen,
     Octo,
@@ -17,12 +15,10 @@ from portretry_udev.rules import (
     Policy,
     Refusal,
     Started,
-    State,
     Tick,
     Told,
-    deadline,
-    step,
 )
+from portretry_udev.rules import Attempt, Line, State, deadline, step
 from portretry_udev.words import account
 
 NOW = 1000.0

@@ -4,6 +4,7 @@ A map of the modules, by what each of them knows:
 
 ====================  =======================================================================
 ``rules``             when to look, open, poke, connect, close: pure decisions; no I/O, no clock
+``events``            what the rules hear and what they answer, as data
 ``words``             the rules' state in sentences for people; decides nothing
 ``firmware``          bytes from a printer -> signs of life; no I/O
 ``port``              the only module that opens serial ports; who else holds one

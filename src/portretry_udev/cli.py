@@ -26,8 +26,8 @@ from portretry_udev import probe as probe_
 from portretry_udev.config import DEFAULT_FILE, Config, Printer, Wrong, load
 from portretry_udev.daemon import Daemon
 from portretry_udev.devices import Devices, Missing, NoLibudevError, Port, Wanted
+from portretry_udev.events import Octo
 from portretry_udev.octoprint import Client, Kind, Trouble, offered
-from portretry_udev.rules import Octo
 
 EX_SILENT = 1  # a probe that heard nothing
 EX_UNAVAILABLE = 69

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from portretry_udev import port as ports
-from portretry_udev.rules import Pause, Resume, Retry
+from portretry_udev.events import Pause, Resume, Retry
 
 VERSION = 1
 SYSTEM_PATH = Path("/run/portretry-udev/control.sock")

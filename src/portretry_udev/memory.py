@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from portretry_udev.rules import Hold
+from portretry_udev.events import Hold
 
 _VERSION = 1
 _RESUME = "resume"  # paused until a person says so; JSON has no infinity

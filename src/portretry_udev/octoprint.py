@@ -32,7 +32,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from portretry_udev import __version__
-from portretry_udev.rules import Octo
+from portretry_udev.events import Octo
 
 __all__ = ["Answer", "Client", "Kind", "Octo", "Trouble", "classify", "offered"]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import serial
 
+from portretry_udev.events import Refusal
 from portretry_udev.firmware import POKE
-from portretry_udev.rules import Refusal
 
 # ioctl numbers of asm-generic/ioctls.h (x86, arm, arm64, riscv); `termios` does not name them.
 _TIOCGEXCL = 0x80045440

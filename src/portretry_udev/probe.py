@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from portretry_udev import inotify, rules
+from portretry_udev import events, inotify, rules
 from portretry_udev.firmware import Firmware, Reader, Sign
 from portretry_udev.port import Port, PortError
 
@@ -136,7 +136,7 @@ class _Look:
 
     def _make_way(self) -> None:
         if any(note.mask & inotify.OPEN for note in self._others.read()):
-            raise PortError(rules.Refusal.BUSY, f"{self._port.path}: another process opened it: made way")
+            raise PortError(events.Refusal.BUSY, f"{self._port.path}: another process opened it: made way")
 
     def _note(self, sign: Sign, baudrate: int) -> None:
         self._fault |= sign is Sign.ERROR

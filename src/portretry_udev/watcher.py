@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from portretry_udev import firmware, inotify, rules, words
+from portretry_udev import events, firmware, inotify, rules, words
 from portretry_udev import port as ports
 from portretry_udev.config import Printer
 from portretry_udev.control import Snapshot
@@ -40,11 +40,11 @@ _DEAD = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _FLOOD = 65536  # bytes read in one go before the other sources get their turn
 
 _ILLS = {
-    Kind.DOWN: rules.Ill.DOWN,
-    Kind.SLOW: rules.Ill.SLOW,
-    Kind.KEY: rules.Ill.KEY,
-    Kind.REFUSED: rules.Ill.DECLINED,
-    Kind.ODD: rules.Ill.ODD,
+    Kind.DOWN: events.Ill.DOWN,
+    Kind.SLOW: events.Ill.SLOW,
+    Kind.KEY: events.Ill.KEY,
+    Kind.REFUSED: events.Ill.DECLINED,
+    Kind.ODD: events.Ill.ODD,
 }
 
 
@@ -81,7 +81,7 @@ class _Reply:
 
     def __init__(
         self,
-        effect: rules.Look | rules.Connect,
+        effect: events.Look | events.Connect,
         asked_at: float,
         outcome: Answer | Trouble | None,
         key: str,
@@ -121,7 +121,7 @@ class Watcher:
         self._client = client
         self._memory = memory
         self._clock = clock
-        self._policy = rules.Policy(
+        self._policy = events.Policy(
             interval=printer.interval,
             reconnect=printer.reconnect,
             start=printer.start,
@@ -136,7 +136,7 @@ class Watcher:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._waking = threading.Lock()
         self._over = False  # both ends are closed: their numbers may be somebody else's by now
-        self._questions: queue.SimpleQueue[rules.Look | rules.Connect | None] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[events.Look | events.Connect | None] = queue.SimpleQueue()
         self._poll = select.poll()
         self._port: ports.Port | None = None
         self._reader = firmware.Reader()
@@ -159,7 +159,7 @@ class Watcher:
         self.snapshot = self._snapshot(words.account(self.state, clock()), self._since)
 
     # -- what other threads may call, besides reading `snapshot` ---------------------------------------
-    def post(self, item: Uevent | rules.Event) -> None:
+    def post(self, item: Uevent | events.Event) -> None:
         """Put something into the mailbox; it is taken in at once."""
         self._mail.append(item)
         self._wake()
@@ -204,7 +204,7 @@ class Watcher:
         if remembered.trouble:
             self.log.warning(remembered.trouble)
         paused_until = self._clock() + remembered.paused_for
-        self._feed(rules.Started(remembered.hold, remembered.identity, paused_until))
+        self._feed(events.Started(remembered.hold, remembered.identity, paused_until))
         self._find()
 
     def _once(self) -> None:
@@ -227,9 +227,9 @@ class Watcher:
             self._hint()
         if self._refused_key is not None and self._current_key() != self._refused_key:
             self._refused_key = None
-            self._feed(rules.Hint())
+            self._feed(events.Hint())
         if now >= rules.deadline(self.state, now):
-            self._feed(rules.Tick())
+            self._feed(events.Tick())
 
     def _timeout(self) -> float:
         """Seconds to wait at most."""
@@ -255,7 +255,7 @@ class Watcher:
                 case event:
                     self._take_word(event)  # type: ignore[arg-type]
 
-    def _take_word(self, event: rules.Event) -> None:
+    def _take_word(self, event: events.Event) -> None:
         """A person's word.  A pause is kept: a restart of the service must not end it."""
         before = self.state.paused_until
         self._feed(event)
@@ -263,14 +263,14 @@ class Watcher:
             self._remember(self.state.hold, self.state.hold_identity)
 
     # -- the rules -------------------------------------------------------------------------------------
-    def _feed(self, event: rules.Event) -> None:
+    def _feed(self, event: events.Event) -> None:
         """Give the rules an event, carry out what they answer, and give them what comes of that."""
-        pending: deque[rules.Event] = deque([event])
+        pending: deque[events.Event] = deque([event])
         while pending:
             event = pending.popleft()
             now = self._clock()
             self.state, effects = rules.step(self.state, event, now)
-            if not isinstance(event, rules.Tick | rules.Heard) or effects:
+            if not isinstance(event, events.Tick | events.Heard) or effects:
                 self.log.debug("%s -> %s", event, effects)
             for effect in effects:
                 outcome = self._carry_out(effect)
@@ -278,33 +278,33 @@ class Watcher:
                     pending.append(outcome)
         self._tell()
 
-    def _carry_out(self, effect: rules.Effect) -> rules.Event | None:
+    def _carry_out(self, effect: events.Effect) -> events.Event | None:
         match effect:
-            case rules.Look():
+            case events.Look():
                 self._find_later()
                 self._questions.put(effect)
                 return self._make_way()
-            case rules.Connect():
+            case events.Connect():
                 self._questions.put(effect)
-            case rules.Open():
+            case events.Open():
                 return self._open(effect)
-            case rules.Rebaud(baudrate):
+            case events.Rebaud(baudrate):
                 return self._rebaud(baudrate)
-            case rules.Poke():
+            case events.Poke():
                 return self._poke()
-            case rules.Mute():
+            case events.Mute():
                 self._register(0)  # only a hang-up is still told
-            case rules.Close():
+            case events.Close():
                 self._close()
-            case rules.Guard(path):
+            case events.Guard(path):
                 return self._guard(path)
-            case rules.Remember(hold, identity):
+            case events.Remember(hold, identity):
                 self._remember(hold, identity)
             case _:
                 assert_never(effect)
         return None
 
-    def _remember(self, hold: rules.Hold, identity: object) -> None:
+    def _remember(self, hold: events.Hold, identity: object) -> None:
         if self._policy.dry_run:
             return  # the memory is that of a real service
         try:
@@ -391,7 +391,7 @@ class Watcher:
                 "no port is known: choose one in OctoPrint's settings (AUTO will not do), "
                 f"or set `port` for {self.printer.name}"
             )
-            self._feed(rules.NodeSeen(None, why, configured=False))
+            self._feed(events.NodeSeen(None, why, configured=False))
             return
         self._looked_for = wanted.path or ", ".join(f"{k}={v}" for k, v in wanted.match.items())
         if wanted.path:
@@ -402,12 +402,12 @@ class Watcher:
                 self._settle_at = self._clock() + _SETTLE_PERIOD
                 return
             self._node = None
-            self._feed(rules.NodeSeen(None, found.why))
+            self._feed(events.NodeSeen(None, found.why))
             return
         self._node = found
         self._watch_node(found)
         shun = ports.SHUNNED.get(found.vendor or "", frozenset())
-        self._feed(rules.NodeSeen(rules.Node(found.path, found.identity, found.modem, shun)))
+        self._feed(events.NodeSeen(events.Node(found.path, found.identity, found.modem, shun)))
 
     def _take_uevent(self, uevent: Uevent) -> None:
         wanted = self._wanted()
@@ -450,7 +450,7 @@ class Watcher:
             # The words of the look that follows, so that it does not say the same once more.
             why = f"{self._node.path} is not there: the printer is unplugged or switched off"
             self._node = None
-            self._feed(rules.NodeSeen(None, why))
+            self._feed(events.NodeSeen(None, why))
         self._find()
 
     def _read_node_notes(self) -> None:
@@ -463,10 +463,10 @@ class Watcher:
         closed = any(mask & _CLOSE_MASK for mask in masks)
         if opened and self.state.line is rules.Line.LISTENING:
             self._close()
-            self._feed(rules.Taken())
+            self._feed(events.Taken())
         elif opened or closed:
             if closed:
-                self._feed(rules.Freed())
+                self._feed(events.Freed())
             self._hint_soon()
 
     def _hint_soon(self) -> None:
@@ -475,7 +475,7 @@ class Watcher:
     def _hint(self) -> None:
         self._hint_at = None
         self._hinted_at = self._clock()
-        self._feed(rules.Hint())
+        self._feed(events.Hint())
 
     def _forget_own(self) -> None:
         """What inotify has told of the node so far is our own open or close, or that the node is gone."""
@@ -484,17 +484,17 @@ class Watcher:
             self._node_watch = None
 
     # -- the port --------------------------------------------------------------------------------------
-    def _open(self, effect: rules.Open) -> rules.Event:
+    def _open(self, effect: events.Open) -> events.Event:
         try:
             self._port = ports.Port(
                 effect.path, effect.baudrate, clear_hupcl=effect.clear_hupcl, forget=self._forget_own
             )
         except ports.PortError as e:
             self._forget_own()
-            return rules.OpenFailed(e.refusal, str(e))
+            return events.OpenFailed(e.refusal, str(e))
         self._reader = firmware.Reader()
         self._register(select.POLLIN)
-        return rules.Opened(self._port.dtr_stays)
+        return events.Opened(self._port.dtr_stays)
 
     def _register(self, mask: int) -> None:
         if self._port is not None:
@@ -507,10 +507,10 @@ class Watcher:
             self._port = None
             self._forget_own()
 
-    def _hang_up(self) -> rules.Event:
+    def _hang_up(self) -> events.Event:
         self._close()
         self._find_later()
-        return rules.HungUp()
+        return events.HungUp()
 
     def _read_port(self, mask: int) -> None:
         """Read what has come; a flood is cut into portions, so that the other sources get their turn."""
@@ -531,7 +531,7 @@ class Watcher:
                 return
             size += len(data)
             for sign, _ in itertools.groupby(self._reader.feed(data)):  # a flood of one sign is one sign
-                self._feed(rules.Heard(sign))
+                self._feed(events.Heard(sign))
                 if self.state.line is not rules.Line.LISTENING:
                     return  # the decision to connect has been made: not a byte more
             self._say_firmware()
@@ -544,14 +544,14 @@ class Watcher:
             baud = rules.baudrate(self.state)
             self.log.info("the firmware answers at %s baud: %s%s", baud, found.name, machine)
 
-    def _make_way(self) -> rules.Event | None:
+    def _make_way(self) -> events.Event | None:
         """Close the port if somebody else has it too: inotify is silent where he came by another inode."""
         if self._port is None or self.state.line is not rules.Line.LISTENING or not self._port.shared():
             return None
         self._close()
-        return rules.Taken()
+        return events.Taken()
 
-    def _poke(self) -> rules.Event | None:
+    def _poke(self) -> events.Event | None:
         if (taken := self._make_way()) is not None:
             return taken
         try:
@@ -561,7 +561,7 @@ class Watcher:
             return self._hang_up()
         return None
 
-    def _rebaud(self, baudrate: int) -> rules.Event | None:
+    def _rebaud(self, baudrate: int) -> events.Event | None:
         self._reader = firmware.Reader()
         try:
             if self._port is not None:
@@ -570,10 +570,10 @@ class Watcher:
             return self._hang_up()
         return None
 
-    def _guard(self, path: str) -> rules.Event:
+    def _guard(self, path: str) -> events.Event:
         dtr_stays = ports.guard(path)
         self._forget_own()
-        return rules.Guarded(dtr_stays)
+        return events.Guarded(dtr_stays)
 
     # -- OctoPrint -------------------------------------------------------------------------------------
     def _ask(self) -> None:
@@ -583,7 +583,7 @@ class Watcher:
             asked_at, key = self._clock(), self._current_key()
             outcome: Answer | Trouble | None = None
             try:
-                if isinstance(effect, rules.Look):
+                if isinstance(effect, events.Look):
                     outcome = self._client.look()
                 else:
                     self._client.connect(effect.port, effect.baudrate, self.printer.profile)
@@ -597,15 +597,17 @@ class Watcher:
             self._wake()
 
     def _take_reply(self, reply: _Reply) -> None:
-        connect = isinstance(reply.effect, rules.Connect)
+        connect = isinstance(reply.effect, events.Connect)
         match reply.outcome:
             case None:
-                self._feed(rules.Accepted())
+                self._feed(events.Accepted())
             case Trouble() as trouble:
                 # A refused key is tried ever more rarely (OctoPrint logs each try), a new one at once.
                 self._refused_key = reply.key if trouble.kind is Kind.KEY else None
                 ill = _ILLS[trouble.kind]
-                self._feed(rules.Declined(ill, str(trouble)) if connect else rules.Untold(ill, str(trouble)))
+                self._feed(
+                    events.Declined(ill, str(trouble)) if connect else events.Untold(ill, str(trouble))
+                )
             case Answer() as answer:
                 self._refused_key = None
                 if answer.preferred_port != self._preferred:
@@ -619,13 +621,13 @@ class Watcher:
         except ValueError:
             return ""
 
-    def _told(self, answer: Answer, asked_at: float) -> rules.Told:
+    def _told(self, answer: Answer, asked_at: float) -> events.Told:
         said = answer.job if answer.error is None else f"{answer.job}: {answer.error}"
         elsewhere = None
         known = self._node is not None or self.printer.octoprint_port is not None
-        if known and answer.octo in rules.CONNECTED and answer.port and not self._name_in((answer.port,)):
+        if known and answer.octo in events.CONNECTED and answer.port and not self._name_in((answer.port,)):
             elsewhere = answer.port
-        return rules.Told(
+        return events.Told(
             answer.octo,
             asked_at,
             words=said,

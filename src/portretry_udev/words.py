@@ -5,18 +5,8 @@ Knows the rules' state.  Decides nothing, and must not be asked by anything that
 
 from typing import NamedTuple
 
-from portretry_udev.rules import (
-    CONNECTED,
-    Hold,
-    Ill,
-    Line,
-    Octo,
-    Refusal,
-    State,
-    baudrate,
-    opens_with_edge,
-    paused,
-)
+from portretry_udev.events import CONNECTED, Hold, Ill, Octo, Refusal
+from portretry_udev.rules import Line, State, baudrate, opens_with_edge, paused
 
 _STUCK_AFTER = 60.0  # seconds of "Connecting"; OctoPrint itself gives up after 42 (facts 2.3)
 _ODD_AFTER = 2.0  # seconds: words that contradict each other are mostly a change under way

@@ -13,6 +13,7 @@ Each with a banner at boot, and with a firmware that merely begins to answer.  B
 """
 
 import argparse
+import math
 import random
 import statistics
 import subprocess
@@ -103,13 +104,17 @@ def until(condition: Callable[[], bool]) -> float:
 
 
 def one_round(octoprint: RealOctoPrint, printer: Printer, wait: float) -> float:
-    """Switch the printer off, and some seconds later on; seconds until it is back."""
+    """Switch the printer off, and some seconds later on; seconds until it is back, infinity for never."""
     printer.power_off()
     until(lambda: octoprint.state()[1] in OFFLINE)
     time.sleep(wait)
     printer.power_on()
     ready = until(lambda: printer.stats().state == "ready")
-    return until(lambda: octoprint.state()[1] == "Operational") - ready
+    try:
+        return until(lambda: octoprint.state()[1] == "Operational") - ready
+    except TimeoutError:
+        octoprint.disconnect()  # a client that tries once, or that got OctoPrint stuck: on to the next round
+        return math.inf
 
 
 def measure(version: str, rounds: int, *, banner: bool, client: Client, seed: int) -> list[float]:
@@ -139,6 +144,8 @@ def main() -> None:
         base = 0.0
         for client in (ideal, ours, polling):
             times = measure(chosen.octoprint, chosen.rounds, banner=banner, client=client, seed=1)
+            if client is ours and math.inf in times:
+                sys.exit("our watcher did not bring the printer back")
             median = statistics.median(times)
             base = base or median
             print(

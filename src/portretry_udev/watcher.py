@@ -11,6 +11,7 @@ milliseconds even while OctoPrint takes its time.
 import contextlib
 import itertools
 import logging
+import math
 import os
 import queue
 import select
@@ -37,6 +38,7 @@ _NODE_MASK = inotify.OPEN | _CLOSE_MASK
 _FOLDER_MASK = inotify.CREATE | inotify.DELETE | inotify.MOVED_FROM | inotify.MOVED_TO
 _GONE_MASK = inotify.DELETE | inotify.MOVED_FROM
 _DEAD = select.POLLHUP | select.POLLERR | select.POLLNVAL
+_SHARED_PERIOD = 0.9  # seconds between looks into /proc while listening: one for each poke, no more
 _FLOOD = 65536  # bytes read in one go before the other sources get their turn
 
 _ILLS = {
@@ -152,6 +154,7 @@ class Watcher:
         self._settle_at: float | None = None
         self._hint_at: float | None = None
         self._hinted_at = -_HINT_PERIOD
+        self._shared_at = -math.inf
         self._refused_key: str | None = None
         self._said: tuple[str, str] | None = None
         self._said_once: set[str] = set()
@@ -546,7 +549,14 @@ class Watcher:
 
     def _make_way(self) -> events.Event | None:
         """Close the port if somebody else has it too: inotify is silent where he came by another inode."""
-        if self._port is None or self.state.line is not rules.Line.LISTENING or not self._port.shared():
+        if self._port is None or self.state.line is not rules.Line.LISTENING:
+            return None
+        # A look into /proc takes some 20 ms: not again on the way from a banner to OctoPrint.
+        now = self._clock()
+        if now - self._shared_at < _SHARED_PERIOD:
+            return None
+        self._shared_at = now
+        if not self._port.shared():
             return None
         self._close()
         return events.Taken()

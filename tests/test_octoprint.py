@@ -778,12 +778,13 @@ def test_a_restart_between_the_two_questions_of_a_look_is_not_taken_for_trust():
     """A connection made within a look has not been kept: its end later says nothing."""
     with Octopi() as octopi, client_of(octopi.url) as client:
         client.look()
-        ask, client._ask = (
-            client._ask,
+        rest = client._rest
+        ask, rest.ask = (
+            rest.ask,
             lambda *args: (octopi.cut() if args[1] == "/api/job" else None, ask(*args))[1],
         )
         client.look()
-        client._ask = ask
+        rest.ask = ask
         octopi.cut()
         assert not client.look().restarted
 
@@ -991,7 +992,7 @@ def test_a_name_that_is_found_too_late_is_slow(monkeypatch):
 
         def late(*args, **kwargs):
             pause = threading.Event()
-            while not client._line.is_cut:
+            while not client._rest._line.is_cut:
                 pause.wait(0.01)
             return look_up(*args, **kwargs)
 

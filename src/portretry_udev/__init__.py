@@ -10,7 +10,8 @@ A map of the modules, by what each of them knows:
 ``port``              the only module that opens serial ports; who else holds one
 ``inotify``           the kernel's file notifications, nothing else
 ``devices``           the only module that knows udev: which node is the printer, and its news
-``octoprint``         the only module that speaks HTTP: OctoPrint's words -> ours
+``octoprint``         OctoPrint's words -> ours
+``rest``              the only module that speaks HTTP: answers, or whose fault it was
 ``watcher``           one printer: waits on its sources, feeds the rules, carries effects out
 ``daemon``            all printers: one monitor, one watcher each, signals
 ``control``           the local socket behind status, retry, pause and resume

@@ -3,20 +3,24 @@
 Knows two endpoints (``/api/connection``, ``/api/job``) and every state that OctoPrint 1.10.3, 1.11.8 and
 2.0.0rc7 say there.  Must not know when to ask or what follows from an answer (``rules``), nor anything of
 HTTP (``rest``) or of devices.  OctoPrint 2.0 speaks the shape of 1.x to a client that sends no version
-header: so none is sent, and one code path serves all versions.
+header: so none is sent, and one code path serves all versions.  Only what that shape cannot hold, whether
+the printer is on a serial port at all, is asked in 2.0's own.
 """
 
 import contextlib
+import dataclasses
+import http
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portretry_udev.events import Octo
-from portretry_udev.rest import Kind, Rest, Trouble
+from portretry_udev.about import About, ask_about
+from portretry_udev.events import OFFLINE, Octo
+from portretry_udev.rest import Kind, Rest, Trouble, one_line
 
-__all__ = ["Answer", "Client", "Kind", "Octo", "Trouble", "classify", "offered"]
+__all__ = ["About", "Answer", "Client", "Kind", "Octo", "Trouble", "classify", "offered"]
 
 # -- OctoPrint's words --------------------------------------------------------------------------------------
 # 1.x: util/comm.py MachineCom.getStateString and printer/standard.py get_current_connection.
@@ -49,6 +53,9 @@ CONNECTED_OR_CONNECTING = {
     "Transferring file to printer": Octo.BUSY,  # 2.0
 }
 """Both endpoints say these alike."""
+MAY_HAVE_FAILED_TO_OPEN = frozenset({"Opening serial connection", "Connecting"})
+"""In which OctoPrint stays for ever once it could not open the port: the first in 1.x, the second in 2.0
+(facts, section 3).  Detection ends by itself."""
 
 # Errors after which OctoPrint merely closed the port.  After all others it has sent M112 (comm.py
 # _trigger_error for "firmware", "resend", "resend_loop", "start_print"), or they tell of somebody's M112.
@@ -77,7 +84,14 @@ LOSS_TEXTS = frozenset(
 )
 """comm.py, the same in all three versions."""
 
-MAY_BE_MISSING = frozenset({"error", "portPreference", "baudratePreference"})
+MAY_BE_MISSING = frozenset(
+    {"error", "portPreference", "baudratePreference", "connector", "connectors", "preferredConnector"}
+)
+
+SERIAL = "serial"
+"""2.0's name for the connector that we know; all others, known or not, are somebody else's printers."""
+SHAPE_OF_2_0 = "/api/connection?api_version=2.0.0"
+"""As a query, not as the header: seen to do the same in 2.0.0rc7, and 1.x ignores it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,8 @@ class Answer:
     """What OctoPrint says of its connection: in our word, and in its own.
 
     ``restarted``: the connection of earlier looks was found closed, so OctoPrint has probably been restarted.
+    ``opening``: its words are such that it may have failed to open the port, and be stuck for ever.
+    ``aside``: why to stand back, a clause for people: its printer is not on a serial port (2.0 only).
     """
 
     octo: Octo
@@ -96,6 +112,8 @@ class Answer:
     preferred_port: str | None  # None also for "AUTO"
     preferred_baudrate: int | None  # baud; None also for 0, OctoPrint's "AUTO"
     restarted: bool
+    opening: bool = False
+    aside: str | None = None
 
 
 def classify(connection: str, job: str, error: str | None, port: str | None) -> Octo:
@@ -172,7 +190,11 @@ class Client:
         timeout: tuple[float, float] = (3.05, 10.0),
     ) -> None:
         self._rest = Rest(url, key, ca_file=ca_file, timeout=timeout)
+        self._keyless = Rest(url, None, ca_file=ca_file, timeout=timeout)
         self._seen = 0  # the connection that the last look ended with
+        self._foreign = False  # the last look found a printer connected that is not on a serial port
+        self._unsaid = -1  # the connection by which OctoPrint could not tell which connector it prefers
+        self._autoconnect: bool | None = None  # as a look told it last; 1.x does not
 
     def look(self) -> Answer:
         """Ask what OctoPrint is doing.
@@ -181,19 +203,96 @@ class Client:
             Trouble: it did not tell.
         """
         rest = self._rest
+        try:
+            return self._look()
+        except Trouble as trouble:
+            failure = trouble
+        except _ShapeError as wrong:
+            failure = Trouble(Kind.ODD, f"{rest.who} answers in a shape that is not OctoPrint's: {wrong}")
+        if failure.kind is Kind.KEY and failure.status is not None and self._is_new():
+            text = "is not set up yet, and so knows no API key: finish its setup wizard in a browser"
+            failure = Trouble(Kind.KEY, f"{rest.who} {text}", failure.status)
+        raise failure
+
+    def _look(self) -> Answer:
+        rest = self._rest
         expected = rest.kept
-        connection = rest.ask("GET", "/api/connection").body
+        connection, aside = self._connection()
         number = rest.number
         anew = number != self._seen
         rest.kept = not anew  # from here on only doubted, by the second answer
         job = rest.ask("GET", "/api/job").body
         rest.kept = rest.kept and rest.number == number
         self._seen = rest.number
+        answer = _answer(connection, job, restarted=anew and expected)
+        if not self._foreign:
+            autoconnect = _field(connection, "options", dict).get("autoconnect")
+            self._autoconnect = autoconnect if isinstance(autoconnect, bool) else None
+        # Offline it says of a connector that is about to begin, or to end: not ours to judge.
+        unclear = self._foreign and answer.octo in OFFLINE
+        return dataclasses.replace(answer, aside=aside, octo=Octo.UNKNOWN if unclear else answer.octo)
+
+    def _connection(self) -> tuple[object, str | None]:
+        """What ``/api/connection`` says, in the shape of 1.x; and why to stand back.
+
+        A printer of another connector may not fit that shape: for Moonraker's, whose port is a number,
+        2.0.0rc7 answers HTTP 500 and logs a trace.  So while there is one, 2.0's shape is asked first, alone.
+        """
+        if self._foreign:
+            connectors = self._connectors()
+            if connectors.foreign:
+                return connectors.in_the_shape_of_1_x(), connectors.aside()
+            self._foreign = False
+        connection, failure = None, None
         try:
-            return _answer(connection, job, restarted=anew and expected)
-        except _ShapeError as error:
-            wrong = str(error)
-        raise Trouble(Kind.ODD, f"{rest.who} answers in a shape that is not OctoPrint's: {wrong}")
+            connection = self._rest.ask("GET", "/api/connection").body
+        except Trouble as trouble:
+            if trouble.status != http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            failure = trouble
+        if failure is None and not _may_be_foreign(connection):
+            return connection, None
+        connectors = self._connectors()
+        self._foreign = connectors.foreign
+        if connectors.foreign:
+            return connectors.in_the_shape_of_1_x(), connectors.aside()
+        if failure is not None:
+            raise failure
+        return connection, connectors.aside()
+
+    def _connectors(self) -> "_Connectors":
+        """Asked anew at each look that needs it: a person may choose another at any time.
+
+        When none is preferred, not even by default, 2.0.0rc7 answers HTTP 500 and logs a trace.
+        """
+        rest = self._rest
+        if rest.number != self._unsaid:
+            try:
+                return _connectors(rest.ask("GET", SHAPE_OF_2_0).body)
+            except Trouble as trouble:
+                if trouble.status != http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+            self._unsaid = rest.number
+        return _Connectors(None, None, {}, "")
+
+    def _is_new(self) -> bool:
+        """Whether nobody has set this OctoPrint up: then it refuses this too, which needs no key otherwise.
+
+        Measured, 1.10.3, 1.11.8 and 2.0.0rc7 alike, without accounts: 403, and 204 with one, finished or not.
+        """
+        try:
+            reply = self._keyless.ask("GET", "/plugin/appkeys/probe", expected=(204, 403))
+        except Trouble:  # the application keys are switched off, or a proxy speaks: no proof
+            return False
+        return reply.status == http.HTTPStatus.FORBIDDEN
+
+    def about(self) -> About:
+        """Ask what OctoPrint is, and what the key may; once a run of OctoPrint, after a look, will do.
+
+        Raises:
+            Trouble: it did not even tell whose the key is.
+        """
+        return ask_about(self._rest, autoconnect=self._autoconnect)
 
     def connect(self, port: str, baudrate: int | None, profile: str | None) -> None:
         """Tell OctoPrint to connect.  Its yes (204) means that it heard, not that it connected.
@@ -227,9 +326,15 @@ class Client:
     def _command(self, body: dict[str, object]) -> None:
         self._rest.ask("POST", "/api/connection", body, expected=(204,))
 
+    @property
+    def peer(self) -> str | None:
+        """The address that the last connection was made to; None: there was none yet."""
+        return self._rest.peer
+
     def close(self) -> None:
         """Let go of the connection; a request that is under way ends at once, in a ``Trouble``."""
         self._rest.close()
+        self._keyless.close()
 
 
 # -- the shape of an answer ---------------------------------------------------------------------------------
@@ -269,4 +374,67 @@ def _answer(connection: object, job: object, *, restarted: bool) -> Answer:
         preferred_port=preferred_port if preferred_port not in ("", "AUTO") else None,
         preferred_baudrate=preferred_baudrate or None,
         restarted=restarted,
+        opening=state == job_state and state in MAY_HAVE_FAILED_TO_OPEN,
+    )
+
+
+# -- connectors, of 2.0 -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Connectors:
+    """Which way OctoPrint 2.0 goes to its printer.
+
+    Their parameters stay unread: another connector's may hold its password.
+    """
+
+    current: str | None  # of the connection that there is
+    preferred: str | None
+    names: dict[str, str]  # for people
+    state: str
+
+    @property
+    def foreign(self) -> bool:
+        return self.current not in (None, SERIAL)
+
+    def aside(self) -> str | None:
+        if self.current not in (None, SERIAL):
+            return f"it is connected through {self._name(self.current)}, not over a serial port"
+        if self.preferred not in (None, SERIAL):
+            return f"its preferred connector is {self._name(self.preferred)}, not serial"
+        return None
+
+    def _name(self, connector: str | None) -> str:
+        return one_line(self.names.get(connector or "") or f'"{connector}"')
+
+    def in_the_shape_of_1_x(self) -> object:
+        """Without a port and without ports: those are not for us now."""
+        return {"current": {"state": self.state, "port": None}, "options": {"ports": []}}
+
+
+def _may_be_foreign(connection: object) -> bool:
+    """Whether an answer in the shape of 1.x could hide a connector that is not serial."""
+    current, options = _field(connection, "current", dict), _field(connection, "options", dict)
+    if "autoconnect" not in options:
+        return False  # 1.x has no connectors
+    port, ports = current.get("port"), options.get("ports")
+    if options.get("portPreference") is None:
+        return True  # nothing is preferred, or something else
+    if port is None:
+        return current.get("state") not in NO_CONNECTION
+    return isinstance(ports, list) and port not in ports
+
+
+def _connectors(body: object) -> _Connectors:
+    none = type(None)
+    current, options = _field(body, "current", dict), _field(body, "options", dict)
+    preferred = _field(options, "preferredConnector", dict, none) or {}
+    names = {}
+    for known in _field(options, "connectors", list, none) or []:
+        names[_field(known, "connector", str)] = _field(known, "name", str)
+    return _Connectors(
+        current=_field(current, "connector", str, none) or None,
+        preferred=_field(preferred, "connector", str, none) or None,
+        names=names,
+        state=_field(current, "state", str),
     )

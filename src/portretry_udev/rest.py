@@ -16,8 +16,8 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -63,11 +63,16 @@ class Trouble(Exception):  # noqa: N818 - not every trouble is an error: a start
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer that was hoped for: its status, its JSON (None: it has no body), and its headers."""
+    """An answer that was hoped for: its status, its JSON (None: it has no body), and its headers.
+
+    ``cookies`` are those that it sets, by name.  They are never kept here: who wants to be known by them
+    sends them along.
+    """
 
     status: int
     body: object
     headers: Mapping[str, str]
+    cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Rest:
@@ -80,6 +85,7 @@ class Rest:
         ca_file: certificates to trust instead of the public ones.
         timeout: seconds to connect, and between two bytes of an answer; together also the most that a whole
             request may take once it is connected.
+        plain: the answers are text and not JSON: ``Reply.body`` is a str.
 
     Attributes:
         who: OctoPrint and its address, for people.
@@ -93,14 +99,21 @@ class Rest:
         *,
         ca_file: Path | None = None,
         timeout: tuple[float, float] = (3.05, 10.0),
+        plain: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
         self.who = f"OctoPrint at {without_secrets(self.url)}"
         self.kept = False
         self._key = key
         self._timeout = timeout
+        self._plain = plain
         self._line = _Line()
         self._session = _session(self._line, ca_file)
+
+    @property
+    def peer(self) -> str | None:
+        """The address that the last connection was made to; None: there was none yet."""
+        return self._line.peer
 
     @property
     def number(self) -> int:
@@ -111,7 +124,7 @@ class Rest:
         self,
         method: str,
         path: str,
-        body: Mapping[str, object] | None = None,
+        body: Mapping[str, object] | Sequence[str] | None = None,
         *,
         expected: Collection[int] = (200,),
         headers: Mapping[str, str] | None = None,
@@ -119,7 +132,7 @@ class Rest:
         """One request; redirects are not followed, and no answer is longer than `BODY_LIMIT`.
 
         Args:
-            method: GET or POST.
+            method: GET, HEAD or POST.
             path: below the URL, with its slash.
             body: to be sent as JSON.
             expected: the statuses that are no trouble.
@@ -166,7 +179,7 @@ class Rest:
         self,
         method: str,
         path: str,
-        body: Mapping[str, object] | None,
+        body: Mapping[str, object] | Sequence[str] | None,
         expected: Collection[int],
         headers: Mapping[str, str],
     ) -> Reply:
@@ -189,8 +202,9 @@ class Rest:
             raise Trouble(Kind.ODD, f"sends more than {BODY_LIMIT} bytes: is this OctoPrint's address?")
         if response.status_code not in expected:
             raise _declined(method, path, response, raw)
-        parsed = None if response.status_code == http.HTTPStatus.NO_CONTENT else _parsed(raw, response)
-        return Reply(response.status_code, parsed, response.headers)
+        empty = method == "HEAD" or response.status_code == http.HTTPStatus.NO_CONTENT
+        parsed = None if empty else raw.decode("utf-8", "replace") if self._plain else _parsed(raw, response)
+        return Reply(response.status_code, parsed, response.headers, _cookies(response))
 
 
 def _key_header(key: str | None) -> dict[str, str]:
@@ -205,6 +219,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.number = 0  # grows with each connection made
+        self.peer: str | None = None
         self.is_cut = False
         self._closed = False
         self._socket: socket.socket | None = None
@@ -212,6 +227,8 @@ class _Line:
     def made(self, sock: socket.socket) -> None:
         self.number += 1
         self._socket = sock
+        with contextlib.suppress(OSError):  # it has closed the connection at once
+            self.peer = str(sock.getpeername()[0])
         if self.is_cut:  # while it was being made
             self._shut()
 
@@ -381,6 +398,16 @@ def without_secrets(url: str, base: str = "", drop: str = "") -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.removesuffix(drop)}"
 
 
+def _cookies(response: requests.Response) -> dict[str, str]:
+    """The cookies that an answer sets.
+
+    From its raw lines: requests joins them by commas, and there are commas in their dates.
+    """
+    lines: list[str] = response.raw.headers.getlist("Set-Cookie")
+    pairs = (line.partition(";")[0].partition("=") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def _parsed(raw: bytes, response: requests.Response) -> object:
     try:
         return json.loads(raw)
@@ -388,3 +415,22 @@ def _parsed(raw: bytes, response: requests.Response) -> object:
         pass
     what = response.headers.get("Content-Type", "something unnamed")
     raise Trouble(Kind.ODD, f"answers with what is not JSON ({what}): is this OctoPrint's address?")
+
+
+# -- for a connection that is not requests' own -------------------------------------------------------------
+
+
+def explained(who: str, error: Exception) -> Trouble:
+    """What ended a connection without an answer, in the words of a request's."""
+    kind, text = _explain(error)
+    return Trouble(kind, one_line(f"{who} {text}"))
+
+
+def trusting(ca_file: Path | None) -> ssl.SSLContext:
+    """TLS as strict as a request's, with the same certificates.
+
+    Raises:
+        OSError: ``ca_file`` cannot be read, or holds no certificates (ssl.SSLError).
+    """
+    public = requests.utils.DEFAULT_CA_BUNDLE_PATH
+    return ssl.create_default_context(cafile=public if ca_file is None else str(ca_file))

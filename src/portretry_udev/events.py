@@ -69,6 +69,8 @@ class Policy:
     probe: Literal["firmware", "open", "none"] = "firmware"
     avoid_reset: bool = True
     baudrate: int | None = None
+    machine: str | None = None  # what the firmware must say that it runs on; None: anything
+    uuid: str | None = None  # likewise
     dry_run: bool = False
 
 
@@ -112,6 +114,8 @@ class Told:
     baudrate: int | None = None  # OctoPrint's preference
     restarted: bool = False  # it has probably been restarted since it last answered
     elsewhere: str | None = None  # it is connected to this port, which is not ours
+    opening: bool = False  # in these words it also stays for ever after a failed open (facts, section 3)
+    aside: str | None = None  # why to stand back though it is offline, for people; None: there is no reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,14 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Identified:
+    """The firmware has answered M115: who it says it is; None for what it did not say."""
+
+    machine: str | None
+    uuid: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class HungUp:
     """The open port died; it has been closed."""
 
@@ -177,6 +189,49 @@ class Guarded:
     """The guard was tried; ``dtr_stays``: DTR will stay up when OctoPrint closes the port."""
 
     dtr_stays: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unwedged:
+    """OctoPrint took our disconnect command (204)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A ``Count`` of those who hold the port that OctoPrint is opening.
+
+    ``held`` False: nobody does, and OctoPrint's own process could be looked into; None: it cannot be told.
+    """
+
+    held: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class PushUp:
+    """OctoPrint's push socket tells of its changes from now on, or does not any more."""
+
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnecting:
+    """OctoPrint says by push that it was told to disconnect: by a person, a plugin, or us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erred:
+    """OctoPrint says by push that its connection ends in an error.
+
+    ``fault``: of the firmware, or of a kind that is not understood; else a mere loss.
+    """
+
+    fault: bool
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """OctoPrint says by push that its connection has changed: what it answered before is old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +271,17 @@ Event = (
     | Opened
     | OpenFailed
     | Heard
+    | Identified
     | HungUp
     | Taken
     | Freed
     | Guarded
+    | Unwedged
+    | Counted
+    | PushUp
+    | Disconnecting
+    | Erred
+    | News
     | Hint
     | Retry
     | Pause
@@ -262,7 +324,9 @@ class Mute:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close our end of the port."""
+    """Close our end of the port.  ``drop_dtr``: set HUPCL again, so that the next open makes an edge."""
+
+    drop_dtr: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +335,16 @@ class Connect:
 
     port: str
     baudrate: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unwedge:
+    """Tell OctoPrint to disconnect: it is stuck in an open that failed -> Unwedged or Declined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """See who holds the port that OctoPrint says it is opening -> Counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,4 +362,4 @@ class Remember:
     identity: Hashable
 
 
-Effect = Look | Open | Rebaud | Poke | Mute | Close | Connect | Guard | Remember
+Effect = Look | Open | Rebaud | Poke | Mute | Close | Connect | Unwedge | Count | Guard | Remember

@@ -79,7 +79,7 @@ class Bench:
         given = {"octoprint": self.octoprint.url, "port": str(self.link), "interval": INTERVAL} | settings
         return Configured(self.name, key=KeySource.from_file(self.key_file), **given)
 
-    def watch(self, *, devices=None, client=None, memory=None, dry_run=False, **settings):
+    def watch(self, *, devices=None, client=None, memory=None, push=None, dry_run=False, **settings):
         """A Watcher of this printer, to be used with `with`."""
         configured = self.configured(**settings)
         return Watching(
@@ -87,6 +87,7 @@ class Bench:
             devices or Devices(),  # not started: no uevent tells of a pty
             client or Client(configured.octoprint, configured.key.read),
             memory or Memory(self.state_dir, self.name),
+            push=push,
             dry_run=dry_run,
         )
 

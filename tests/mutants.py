@@ -43,6 +43,126 @@ def _firmware(name: str, noticed_by: str, text: str, broken: str) -> Mutant:
 
 MUTANTS = (
     _rules(
+        "takes its own disconnect for a person's",
+        "test_only_one_word_is_ours",
+        "case Disconnecting() if t.now < t.s.own_until:",
+        "case Disconnecting() if t.now < 0.0:",
+    ),
+    _rules(
+        "takes a person's disconnect for its own",
+        "test_only_one_word_is_ours",
+        "            t.set(own_until=-math.inf)  # one word",
+        "            t.kick()  # one word",
+    ),
+    _rules(
+        "expects its own word for ever",
+        "test_a_word_long_after_ours_is_a_persons",
+        "        case Unwedged():\n            t.set(own_until=min(t.s.own_until, t.now + OWN_WORD))",
+        "        case Unwedged():\n            t.set(own_until=math.inf)",
+    ),
+    _rules(
+        "lets an answer from before end a hold",
+        "test_a_slow_answer_from_before_the_disconnect",
+        "still = t.outdated or (",
+        "still = bool(",
+    ),
+    _rules(
+        "lets an OctoPrint that is about to disconnect end a hold",
+        "test_still_connected_ends_no_hold",
+        "before in CONNECTED and t.now - s.held_at <= PARTING",
+        "before is None",
+    ),
+    _rules(
+        "does not hear of a fault",
+        "test_a_fault_that_octoprint_forgets",
+        "case Erred(fault=True):",
+        "case Erred(fault=True) if t.now < 0.0:",
+    ),
+    _rules(
+        "asks an OctoPrint that pushes",
+        "test_while_it_pushes_it_is_asked_rarely",
+        "if s.push and s.octo in CONNECTED:",
+        "if s.push and s.octo is None:",
+    ),
+    _rules(
+        "goes deaf when push breaks off",
+        "test_push_breaks_off",
+        "t.set(push=e.up)",
+        "t.set(push=True)",
+    ),
+    _rules(
+        "connects to a stranger",
+        "test_another_printer_on_the_port",
+        "if wants_identity(s.policy) and not s.known:",
+        "if wants_identity(s.policy) and s.known is None:",
+    ),
+    _rules(
+        "connects before it knows who it is",
+        "test_a_firmware_that_never_says_who_it_is",
+        "if wants_identity(s.policy) and not s.known:",
+        "if wants_identity(s.policy) and s.known is False:",
+    ),
+    _rules(
+        "believes a name from before the reboot",
+        "test_another_printer_after_a_reboot",
+        "booted_at=t.now, known=None)",
+        "booted_at=t.now)",
+    ),
+    _rules(
+        "frees OctoPrint on one count",
+        "test_one_count_is_no_proof",
+        "s.unheld < 2",
+        "s.unheld < 1",
+    ),
+    _rules(
+        "frees OctoPrint though it may hold the port",
+        "test_what_was_not_seen_proves_nothing_later",
+        "t.s.unheld + 1 if event.held is False",
+        "t.s.unheld + 1 if not event.held",
+    ),
+    _rules(
+        "frees OctoPrint at once where it cannot be seen",
+        "test_a_slow_attempt_is_left_alone",
+        "WEDGED_UNSEEN_AFTER if s.unseen else WEDGED_AFTER",
+        "WEDGED_AFTER",
+    ),
+    _rules(
+        "frees OctoPrint again and again",
+        "test_freed_once_per_return",
+        "if s.unwedged or paused(s, now)",
+        "if paused(s, now)",
+    ),
+    _rules(
+        "frees OctoPrint only once in its life",
+        "test_freed_once_per_return",
+        "lost=False, not_before=t.now, unwedged=False)",
+        "lost=False, not_before=t.now)",
+    ),
+    _rules(
+        "resets what may be printing",
+        "test_what_may_print_is_not_reset_for_it",
+        "drop_dtr=now - s.booted_at <= FRESH_BOOT",
+        "drop_dtr=True",
+    ),
+    _rules(
+        "never lets an OctoPrint have its start",
+        "test_waits_for_start",
+        "drop_dtr=now - s.booted_at <= FRESH_BOOT",
+        "drop_dtr=False",
+    ),
+    _rules(
+        "connects though another connector is preferred",
+        "test_another_connector",
+        "s.ill is not None or s.aside is not None or now < s.not_before",
+        "s.ill is not None or now < s.not_before",
+    ),
+    _rules(
+        "opens the port though another connector is preferred",
+        "test_another_connector",
+        "s.octo not in OFFLINE or s.aside is not None or paused(s, now)",
+        "s.octo not in OFFLINE or paused(s, now)",
+    ),
+    _rules(
         "punishes one short connection",
         "test_a_short_connection_is_tried_again_at_once",
         "    if before:\n        t.set(not_before",
@@ -202,8 +322,8 @@ MUTANTS = (
     _rules(
         "acts in a dry run",
         "test_a_dry_run_touches_nothing",
-        "if s.policy.dry_run or s.node is None:",
-        "if s.node is None:",
+        "if s.policy.dry_run:\n        return\n    if told.opening",
+        "if told.opening",
     ),
     _rules(
         "guards a printing OctoPrint",
@@ -351,7 +471,7 @@ MUTANTS = (
 
 TESTS = {
     "events": ["test_rules.py", "test_rules_machine.py"],
-    "rules": ["test_rules.py", "test_rules_machine.py"],
+    "rules": ["test_rules.py", "test_rules_octoprint.py", "test_rules_machine.py"],
     "firmware": ["test_firmware.py", "test_rules.py"],
 }
 

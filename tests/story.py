@@ -29,8 +29,12 @@ from portretry_udev.events import (
     Accepted,
     Close,
     Connect,
+    Count,
+    Counted,
     Declined,
+    Disconnecting,
     Effect,
+    Erred,
     Event,
     Freed,
     Guard,
@@ -39,9 +43,11 @@ from portretry_udev.events import (
     Hint,
     Hold,
     HungUp,
+    Identified,
     Ill,
     Look,
     Mute,
+    News,
     Node,
     NodeSeen,
     Octo,
@@ -51,6 +57,7 @@ from portretry_udev.events import (
     Pause,
     Poke,
     Policy,
+    PushUp,
     Rebaud,
     Refusal,
     Remember,
@@ -61,13 +68,17 @@ from portretry_udev.events import (
     Tick,
     Told,
     Untold,
+    Unwedge,
+    Unwedged,
 )
 from portretry_udev.firmware import Sign
 from portretry_udev.rules import (
     ALIVE_FOR,
     BACK_OFF_LIMIT,
     BUSY_FOR,
+    FRESH_BOOT,
     OWN_RESET,
+    PARTING,
     PRINTING_FOR,
     QUIET_START,
     Line,
@@ -103,12 +114,17 @@ class Law:
         self.connected_node: object = None  # OctoPrint was last seen connected, and this was the node
         self.known = False  # OctoPrint has answered the last question
         self.words: set[Hold] = set()  # what stands until the printer returns
+        self.word_at = -math.inf
+        self.own_words = 0  # disconnects of ours that OctoPrint has not told of
+        self.unwedges = 0  # since the printer's last return
+        self.booted_at = -math.inf  # the last boot that was heard; -inf: the printer may be printing since
         self.fd = False
         self.muted = False
         self.opened_at = -math.inf
         self.own_edge = False
         self.life_turn: int | None = None  # when the firmware was first known to be alive
         self.life_at = -math.inf
+        self.said: Identified | None = None  # who answers
         self.busy_until = -math.inf
         self.printing_until = -math.inf
         self.paused_until = -math.inf
@@ -136,6 +152,9 @@ class Law:
                 self.known = False
                 if ill is Ill.DOWN:
                     self.told = self.connected_node = None
+                    self.unwedges = 0
+            case Declined():
+                self.unwedges = 0
             case Opened():
                 self.fd, self.muted, self.opened_at = True, False, now
                 self._dark()
@@ -144,6 +163,20 @@ class Law:
                 self._dark()
             case Heard(sign):
                 self._heard(sign)
+            case Identified():
+                self.said = event
+            case PushUp() | News() | Unwedged():
+                self.changed = self.turn
+            case Disconnecting():
+                self.changed = self.turn
+                if self.own_words:
+                    self.own_words = 0
+                elif self.policy.reconnect == "on-return":
+                    self._word(Hold.DELIBERATE)
+            case Erred(fault):
+                self.changed = self.turn
+                if fault:
+                    self._word(Hold.FAULT)
             case Retry():
                 self.paused_until = -math.inf
                 self._return()
@@ -152,7 +185,7 @@ class Law:
             case Resume():
                 self.paused_until = -math.inf
 
-    def effects(self, event: Event, effects: list[Effect]) -> None:
+    def effects(self, event: Event, effects: list[Effect]) -> None:  # noqa: C901 - one flat table of effects
         """Judge what the rules do about it."""
         for effect in effects:
             match effect:
@@ -170,9 +203,13 @@ class Law:
                 case Mute():
                     assert self.reads, "muted twice"
                     self.muted = True
-                case Close():
+                case Close(drop_dtr):
                     assert self.fd, "closed twice"
                     self.fd = False
+                    fresh = self.now - self.booted_at <= FRESH_BOOT
+                    assert fresh or not drop_dtr, "a reset of what may be printing"
+                case Unwedge():
+                    self._unwedge(event)
                 case Connect(port, rate):
                     self._connect(event, port, rate)
                 case Guard(path):
@@ -188,12 +225,17 @@ class Law:
     # -- what follows from what happened ---------------------------------------------------------------
     def _dark(self) -> None:
         self.changed = self.turn
-        self.life_turn, self.life_at = None, -math.inf
+        self.life_turn, self.life_at, self.said = None, -math.inf, None
         self.busy_until = self.printing_until = -math.inf
+
+    def _word(self, hold: Hold) -> None:
+        self.words.add(hold)
+        self.word_at = self.now
 
     def _return(self) -> None:
         self.words.clear()
         self.returned = True
+        self.unwedges = 0
 
     def _node(self, event: NodeSeen) -> None:
         before, self.node = self.node, event.node
@@ -203,24 +245,30 @@ class Law:
                 self._dark()
         elif before is None or before.identity != event.node.identity:
             self._dark()
+            self.booted_at, self.unwedges = -math.inf, 0
             if not first or self.memory not in (None, event.node.identity):
                 self._return()
 
     def _told(self, event: Told) -> None:
         was, self.told, self.known = self.told, event.octo, True
         if event.restarted:
-            self.connected_node = None
+            self.connected_node, self.unwedges = None, 0
         if event.octo in CONNECTED:
             self.connected_node = self.node.identity if self.node else None
-            self.words.clear()
+            self.unwedges = 0
+            if event.octo is Octo.BUSY:
+                self.booted_at = -math.inf
+            late = self.answered < self.changed or (was in CONNECTED and self.now - self.word_at <= PARTING)
+            if not late:
+                self.words.clear()
         elif event.octo is Octo.CONNECTING:
             self.connected_node = None
         elif event.octo in OFFLINE:
             if event.octo is Octo.FAULT and was is not Octo.FAULT:
-                self.words.add(Hold.FAULT)
+                self._word(Hold.FAULT)
             stayed = self.node is not None and self.node.identity == self.connected_node
             if event.octo is Octo.OFFLINE and stayed and self.policy.reconnect == "on-return":
-                self.words.add(Hold.DELIBERATE)
+                self._word(Hold.DELIBERATE)
             self.connected_node = None
 
     def _heard(self, sign: Sign) -> None:
@@ -233,6 +281,7 @@ class Law:
         self.life_at = self.now
         if sign is Sign.BANNER:
             self.busy_until = self.printing_until = -math.inf
+            self.booted_at, self.said = self.now, None
             if not self.own_edge or self.now - self.opened_at > OWN_RESET:
                 self._return()
         elif sign is Sign.BUSY:
@@ -241,6 +290,7 @@ class Law:
             self.busy_until = -math.inf
         elif sign is Sign.PRINTING:
             self.printing_until = self.now + PRINTING_FOR
+            self.booted_at = -math.inf
         elif sign is Sign.NOT_PRINTING:
             self.printing_until = -math.inf
 
@@ -264,6 +314,14 @@ class Law:
         self.own_edge = self.edge
         assert not (self.edge and self.words), "an edge while a hold stands"
 
+    def _unwedge(self, event: Event) -> None:
+        self._fresh(event, frozenset({Octo.CONNECTING}))
+        assert event.opening, "freed though it was not stuck"
+        assert not self.unwedges, "freed twice"
+        assert not self.fd, "freed with our end open"
+        self.unwedges += 1
+        self.own_words += 1
+
     def _poke(self) -> None:
         assert self.reads, "poked no port of ours"
         assert not self.words, f"poked while {self.words} stands"
@@ -277,6 +335,11 @@ class Law:
     def _connect(self, event: Event, port: str, rate: int | None) -> None:
         self._fresh(event, OFFLINE)
         assert port == event.offered, "a port that is not OctoPrint's"
+        wanted = (self.policy.machine, self.policy.uuid)
+        if wanted != (None, None):
+            assert self.said is not None, "connected to nobody knows whom"
+            said = (self.said.machine, self.said.uuid)
+            assert all(want in (None, got) for want, got in zip(wanted, said, strict=True)), "a stranger"
         assert not self.words, f"connected while {self.words} stands"
         self._rate(rate)
         if self.policy.probe == "firmware":
@@ -291,6 +354,8 @@ class Law:
 
 class Story:
     """A printer, an OctoPrint, and the rules between them."""
+
+    pushes = False  # OctoPrint's push socket can be had
 
     def __init__(  # noqa: PLR0913 - the first scene
         self,
@@ -333,6 +398,7 @@ class Story:
         self.holder = False  # a process that is neither ours nor OctoPrint
         # the firmware
         self.powered, self.answers, self.rate = True, answers, 115200
+        self.identity = Identified("Original Prusa i3 MK3S", "uuid-of-the-mk3")
         self._boots = 0
         # OctoPrint
         self.octo, self.latency = octo, latency
@@ -344,7 +410,13 @@ class Story:
         self.offered: str | None = NODE
         self.preferred: int | None = 115200
         self.elsewhere: str | None = None
+        self.aside: str | None = None
         self.restarted = False
+        self.forgetful = False  # as 2.0: it answers a loss where there was a fault
+        self.waits_for_start = False  # says nothing to a printer before its banner
+        self.open_fails = False  # the trap: it stays for ever in what it was doing
+        self.stuck = False
+        self.unseen = False  # who holds the port cannot be seen
         self._session = 0
         self._asked_at: float | None = None
         self.memory = memory
@@ -360,6 +432,8 @@ class Story:
         """The service starts: it recalls, then looks for the device."""
         self.happens(Started(*self.memory))
         self.happens(NodeSeen(self.node, "" if self.node else "not there"))
+        if self.pushes and self.ill is None and self.latency is not None:  # told by hand, it only polls
+            self.happens(PushUp(True))
 
     def service_restarts(self) -> None:
         """A new service with what the old one remembered; its end of the port is closed by the kernel."""
@@ -428,7 +502,8 @@ class Story:
 
     def person_disconnects(self) -> None:
         """Somebody presses Disconnect in OctoPrint."""
-        self._octo_closes(Octo.OFFLINE)
+        self._push(Disconnecting())
+        self._octo_closes(Octo.OFFLINE if self.octo not in OFFLINE else self.octo)
 
     def person_connects(self) -> None:
         """Somebody presses Connect in OctoPrint."""
@@ -442,10 +517,15 @@ class Story:
 
     def octoprint_restarts(self, down_for: float = 10.0) -> None:
         """OctoPrint goes down and comes up again, offline."""
-        self._octo_closes(Octo.OFFLINE)
+        self.stuck = False
+        self._octo_closes(Octo.OFFLINE, told=False)
         self.ill = Ill.DOWN
+        if self.pushes:
+            self.happens(PushUp(False))
         self.wait(down_for)
         self.ill, self.restarted = None, True
+        if self.pushes:
+            self._later(0.5, lambda: self.happens(PushUp(True)))
 
     def taken(self) -> None:
         """Another process opens the node; whoever listens makes way."""
@@ -599,7 +679,7 @@ class Story:
             later = deadline(self.state, at)
             self.check(later == max(at, due), f"a look at the deadline at {at} moves it to {later}")
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _carry_out(self, effect: Effect) -> None:  # noqa: C901 - one flat table of effects
         match effect:
             case Look():
                 self._asked_at = self.now
@@ -611,8 +691,14 @@ class Story:
                 self._later(0.005, self._poked)
             case Rebaud(rate):
                 self.line_rate = rate
-            case Close():
+            case Close(drop_dtr):
+                self.hupcl = self.hupcl or drop_dtr
                 self._close()
+            case Count():
+                held = self.holder or (self.octo is Octo.CONNECTING and not self.stuck)
+                self._events.append(Counted(None if self.unseen else held))
+            case Unwedge():
+                self._later(self.latency or 0.0, self._is_unwedged)
             case Connect():
                 self._later(self.accepts_after or self.latency or 0.0, self._accept)
             case Guard():
@@ -640,6 +726,8 @@ class Story:
     def _poked(self) -> None:
         if self.answers:
             self.heard(Sign.ANSWER if self.line_rate == self.rate else Sign.GARBAGE)
+            if self.identity is not None and self.line_rate == self.rate and self.law.reads:
+                self.happens(self.identity)
 
     # -- the device ----------------------------------------------------------------------------------------
     def _make_node(self, *, same: bool = False) -> None:
@@ -664,8 +752,8 @@ class Story:
                 self.answers = True
                 if banner:
                     self.heard(Sign.BANNER)
-                    if self.octo is Octo.CONNECTING:
-                        self._later(0.01, self._if_session(self._octo_succeeds))
+                    if self.octo is Octo.CONNECTING and not self.stuck:
+                        self._later(0.01, self._if_session(lambda: self._octo_succeeds(booted=True)))
 
         self._later(BOOT, up)
 
@@ -676,9 +764,19 @@ class Story:
             self.happens(Untold(self.ill, self.ill.value))
             return
         restarted, self.restarted = self.restarted, False
-        offered = self.offered if self.node else None
-        words = self.words or self.octo.value
-        self.happens(Told(self.octo, asked_at, words, offered, self.preferred, restarted, self.elsewhere))
+        octo = Octo.LOST if self.forgetful and self.octo is Octo.FAULT else self.octo
+        told = Told(
+            octo,
+            asked_at,
+            words=self.words or octo.value,
+            offered=self.offered if self.node else None,
+            baudrate=self.preferred,
+            restarted=restarted,
+            elsewhere=self.elsewhere,
+            opening=octo is Octo.CONNECTING,
+            aside=self.aside,
+        )
+        self.happens(told)
 
     def _accept(self) -> None:
         if self.ill or self.declines:
@@ -693,26 +791,45 @@ class Story:
         session = self._session
         return lambda: what() if session == self._session else None
 
-    def _octo_is(self, octo: Octo) -> None:
+    def _is_unwedged(self) -> None:
+        if self.ill or self.declines:
+            self.happens(Declined(self.ill or self.declines, "declined"))
+            return
+        self.person_disconnects()
+        self.happens(Unwedged())
+
+    def _push(self, event: Event) -> None:
+        """OctoPrint's push tells of it, a moment later."""
+        if self.pushes and self.ill is None:
+            self._later(0.005, lambda: self.happens(event))
+
+    def _octo_is(self, octo: Octo, *, told: bool = True) -> None:
         self._session += 1
-        self.octo = octo
+        self.octo, self.stuck = octo, False
+        if told:
+            self._push(News())
 
     def _octo_opens(self) -> None:
         """OctoPrint opens the port; a listener of ours makes way."""
         self._octo_is(Octo.CONNECTING)
-        if self.node is None:
-            return  # the trap: it says so for ever
+        if self.node is None or self.open_fails:
+            self.stuck = True  # the trap: it says so for ever
+            return
         self._edge()
         if self.law.reads:
             self.happens(Taken())
         self._later(HANDSHAKE, self._if_session(self._octo_succeeds))
         self._later(GIVES_UP, self._if_session(lambda: self._octo_closes(self.failing or Octo.OFFLINE)))
 
-    def _octo_succeeds(self) -> None:
+    def _octo_succeeds(self, *, booted: bool = False) -> None:
+        if self.waits_for_start and not booted:
+            return
         if self.answers and self.failing is None:
             self._octo_is(Octo.IDLE)
 
-    def _octo_closes(self, octo: Octo) -> None:
-        self._octo_is(octo)
+    def _octo_closes(self, octo: Octo, *, told: bool = True) -> None:
+        if octo is Octo.FAULT:
+            self._push(Erred(True, "Heating failed"))
+        self._octo_is(octo, told=told)
         if self.hupcl and not self.law.fd:
             self.dtr = False

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from portretry_udev import config
 from portretry_udev.config import Printer, Wrong, load
 from portretry_udev.devices import MATCH_KEYS
+from portretry_udev.keys import KeySource
 from portretry_udev.octoprint_config import OctoPrintSettings
 
 KEY = "0123456789ABCDEF0123456789ABCDEF"
@@ -220,13 +221,15 @@ match = { vendor = "1a86", colour = "orange" }
         ),
         (
             "printers.mk3.api_key_file: is missing; "
-            "name a file (mode 0600) that holds OctoPrint's API key, or pass the credential mk3.key"
+            "name a file (mode 0600) that holds OctoPrint's API key, pass the credential mk3.key, or "
+            "get a key with `portretry-udev login`"
         ),
         'printers."my printer".api_key_file: key file /nowhere/key: No such file or directory',
         'printers.xl.octoprint: is missing; name the URL of its OctoPrint, such as "http://127.0.0.1:5000"',
         (
             "printers.xl.api_key_file: is missing; "
-            "name a file (mode 0600) that holds OctoPrint's API key, or pass the credential xl.key"
+            "name a file (mode 0600) that holds OctoPrint's API key, pass the credential xl.key, or "
+            "get a key with `portretry-udev login`"
         ),
     ]
 
@@ -540,7 +543,9 @@ def test_every_flag_and_its_variable_do_the_same(place):
         "probe": "none",
         "avoid_reset": "false",
         "start": "wait",
+        "push": "false",
         "octoprint_config": str(yaml),
+        "ca_file": str(place.write("ca.pem", "")),
         "state_dir": "/s",
         "control": "/c",
     }
@@ -567,8 +572,10 @@ def test_every_flag_and_its_variable_do_the_same(place):
         probe="none",
         avoid_reset=False,
         start="wait",
+        push=False,
         octoprint_config=yaml,
         octoprint_settings=mk3.octoprint_settings,
+        ca_file=place.folder / "ca.pem",
     )
     assert (by_flags.state_dir, by_flags.control) == (Path("/s"), Path("/c"))
     assert set(given) | {"config"} == set(config._FLAGS)
@@ -714,7 +721,8 @@ def test_what_is_missing_on_the_command_line_is_named_as_a_flag(place):
     assert place.wrong(octoprint=URL) == [
         (
             "--api-key-file: is missing; "
-            "name a file (mode 0600) that holds OctoPrint's API key, or pass the credential printer.key"
+            "name a file (mode 0600) that holds OctoPrint's API key, pass the credential printer.key, or "
+            "get a key with `portretry-udev login`"
         )
     ]
 
@@ -792,7 +800,7 @@ def test_a_credential_stands_in_for_a_key_file(place):
     place.printers("")
     assert place.load(environ=environ).printers[0].key.read() == KEY
     place.write("config.toml", f'[printers.xl]\noctoprint = "{URL}"\n')
-    assert "or pass the credential xl.key" in place.wrong(environ=environ)[0]
+    assert "pass the credential xl.key" in place.wrong(environ=environ)[0]
 
 
 def test_a_key_in_the_environment_comes_before_the_files(place):
@@ -833,6 +841,41 @@ def test_one_spoken_key_is_never_sent_to_two_octoprints(place):
     assert place.wrong(api_key_file=place.key) == [f"--api-key-file: {complaint}"]
     assert place.wrong(environ={"PORTRETRY_API_KEY": KEY}) == [f"PORTRETRY_API_KEY: {complaint}"]
     assert place.load("mk3", api_key_file=place.key).printers[0].name == "mk3"
+
+
+# --- where a key belongs ----------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_key_is_known_before_there_is_a_key(place):
+    """`login` runs when the key file is missing: that, and a bad one, are no mistakes to it."""
+    missing, ca_file = place.folder / "none" / "mk3.key", place.write("ca.pem", "")
+    place.printers(f'api_key_file = "{missing}"\nca_file = "{ca_file}"')
+    expected = config.Place("mk3", "http://mk3", KeySource.from_file(missing), ca_file)
+    assert config.load_place({}, {}, default_file=place.file) == expected
+    assert config.load_place({}, {}, "mk3", default_file=place.file) == expected
+
+
+def test_a_key_without_a_place_is_told_from_one_of_the_environment(place):
+    """A key that nobody has named may be put anywhere; one from a variable or a credential may not."""
+    place.write("config.toml", '[printers.mk3]\noctoprint = "http://mk3"\n')
+    assert config.load_place({}, {}, default_file=place.file).key is None
+    said = config.load_place({}, {"PORTRETRY_API_KEY": KEY}, default_file=place.file)
+    assert said.key == KeySource.from_environment(KEY)
+    place.write("mk3.key", KEY)
+    environ = {"CREDENTIALS_DIRECTORY": str(place.folder)}
+    assert config.load_place({}, environ, default_file=place.file).key.credential
+
+
+def test_the_place_of_a_key_is_one_printers(place):
+    """Of several printers one must be named; and all other mistakes are told as ever."""
+    place.printers('port = "/dev/a"', 'port = "/dev/b"')
+    assert config.load_place({}, {}, "mini", default_file=place.file).octoprint == "http://mini"
+    for wish, mistake in ((None, "name one of them: mk3, mini"), ("xl", "there is no such printer")):
+        with pytest.raises(Wrong, match=mistake):
+            config.load_place({}, {}, wish, default_file=place.file)
+    flags = {"octoprint": URL, "api_key_file": place.folder / "new.key", "ca_file": place.key}
+    alone = config.load_place(flags, {}, default_file=Path("/nowhere/config.toml"))
+    assert (alone.name, alone.octoprint, alone.ca_file) == ("printer", URL, place.key)
 
 
 # --- the state folder -------------------------------------------------------------------------------------
@@ -889,14 +932,53 @@ def test_the_example_shows_every_setting():
     """None is left to be guessed, and each choice's other words are there."""
     text = EXAMPLE.read_text(encoding="utf-8")
     shown = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE))
-    assert shown == {*config._TOP, *config._PRINTER, "match"}
+    assert shown == {*config._TOP, *config._PRINTER, *config._TABLES}
     for word in ("on-return", "always", "firmware", "open", "none", "connect", "wait"):
         assert f'"{word}"' in text
 
 
+def test_firmware_says_who_must_answer(place):
+    """What M115 must tell, by one or both of two words."""
+    place.printers('firmware = { machine = "Original Prusa i3 MK3S", uuid = "cede2a2f" }')
+    (printer,) = place.load().printers
+    assert dict(printer.firmware) == {"machine": "Original Prusa i3 MK3S", "uuid": "cede2a2f"}
+
+
+@pytest.mark.parametrize(
+    ("given", "mistake"),
+    [
+        ("firmware = {}", 'firmware: must be a table such as { machine = "Original Prusa i3 MK3S" }'),
+        ('firmware = "MK3S"', "firmware: must be a table"),
+        ('firmware = { name = "Marlin" }', "firmware.name: there is no such setting"),
+        ("firmware = { uuid = 1 }", "firmware.uuid: must be text"),
+        (
+            'firmware = { uuid = "1" }\nprobe = "open"',
+            'firmware: needs probe = "firmware": with "open" nobody asks who answers',
+        ),
+    ],
+)
+def test_firmware_that_cannot_be_judged(place, given, mistake):
+    """Told with its place, like all mistakes."""
+    place.printers(given)
+    with pytest.raises(Wrong) as wrong:
+        place.load()
+    (said,) = wrong.value.mistakes
+    assert mistake in said
+
+
 # --- anything at all --------------------------------------------------------------------------------------
 
-NAMES = [*config._TOP, *config._PRINTER, *config._MATCH, "printers", "mk3", "api_key", "x y"]
+NAMES = [
+    *config._TOP,
+    *config._PRINTER,
+    *config._TABLES,
+    *config._MATCH,
+    *config._FIRMWARE,
+    "printers",
+    "mk3",
+    "api_key",
+    "x y",
+]
 VALUE = st.recursive(
     st.booleans()
     | st.integers()

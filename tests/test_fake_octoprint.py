@@ -331,6 +331,45 @@ def test_a_silent_port_at_a_fixed_baudrate_ends_in_plain_offline(link, session, 
         assert octoprint.connects == 2
 
 
+def test_one_that_waits_for_start_says_nothing_before_it(link):
+    """Not a byte to a board that runs already, which then is given up without a word about an error."""
+    timeouts = Timeouts(hello=0.2, connect=20.0)
+    with (
+        Printer(link=link) as printer,
+        octoprint_at(link, timeouts=timeouts, wait_for_start=True) as octoprint,
+    ):
+        octoprint.person_connects()
+        assert reaches(octoprint, "Connecting")
+        assert ends(octoprint, "Offline")
+        assert (printer.received(), octoprint.error) == (b"", None)
+
+
+def test_one_that_waits_for_start_greets_a_board_that_boots(link):
+    """The first `start` gets the one hello, whose answer connects."""
+    with (
+        Printer(link=link, powered=False, boot_delay=0.01) as printer,
+        octoprint_at(link, timeouts=PATIENT, wait_for_start=True) as octoprint,
+    ):
+        octoprint.person_connects()
+        assert reaches(octoprint, "Connecting")
+        printer.power_on()
+        assert reaches(octoprint, "Operational")
+        assert printer.received().startswith(b"N0 M110 N0*125\n")
+        assert printer.wait_for(lambda stats: stats.commands["M110"] == 2, 2)  # and the one when connected
+
+
+def test_an_answer_nobody_asked_for_connects_one_that_waits_for_start_too(link):
+    """An `ok` is enough for OctoPrint, whoever has asked for it."""
+    with (
+        Printer(link=link, powered=False) as printer,
+        octoprint_at(link, timeouts=PATIENT, wait_for_start=True) as octoprint,
+    ):
+        octoprint.person_connects()
+        assert reaches(octoprint, "Connecting")
+        printer.say(b"ok\n")
+        assert reaches(octoprint, "Operational")
+
+
 def test_garbage_is_no_answer(link):
     """At a wrong baudrate it waits for ever for a sensible line, as long as garbage comes."""
     timeouts = Timeouts(hello=0.2, connect=0.3)

@@ -837,6 +837,35 @@ def test_octoprints_unsent_bytes_survive_our_close(pty, opened, monkeypatch):
         assert len(pty.collect(10000)) == 10000
 
 
+@pytest.mark.parametrize("baudrate", [115200, 250000])
+def test_a_close_can_let_dtr_fall(pty, baudrate):
+    """For an OctoPrint that waits for `start`: HUPCL is back, and every other setting is as it was."""
+    ours = Port(pty.node, baudrate)
+    before = array.array("I", pty.settings())
+    assert not before[CFLAG] & termios.HUPCL
+    ours.close(drop_dtr=True)
+    after = array.array("I", pty.settings())
+    assert after[CFLAG] == before[CFLAG] | termios.HUPCL
+    assert pty.baudrate() == baudrate
+    after[CFLAG] = before[CFLAG]
+    assert after == before
+
+
+def test_a_close_that_lets_dtr_fall_does_not_under_another_process(pty, opened):
+    """Whoever has the port too keeps what protects a print from SD: HUPCL stays cleared."""
+    with elsewhere(OPEN, pty.node):
+        opened.close(drop_dtr=True)
+        assert not pty.flags()[CFLAG] & termios.HUPCL
+
+
+def test_a_close_that_lets_dtr_fall_closes_a_dead_port(pty, opened):
+    """A device that is gone has no DTR: its port is closed all the same."""
+    fd = opened.fileno()
+    pty.hang_up()
+    opened.close(drop_dtr=True)
+    assert _read_error(fd) == errno.EBADF
+
+
 def _until_closed(pty):
     """All that is left to read, to the end that a closed node makes (EIO)."""
     data = bytearray()

@@ -18,6 +18,7 @@ from portretry_udev.events import (
     Heard,
     Hold,
     HungUp,
+    Identified,
     Ill,
     Look,
     Mute,
@@ -47,6 +48,14 @@ from portretry_udev.rules import (
     step,
 )
 from story import BOOT, GIVES_UP, NODE, Story
+
+
+@pytest.fixture(params=[False, True], ids=["polls", "pushed"], autouse=True)
+def pushes(request, monkeypatch):
+    """Every story is told twice: polling does the whole job, and push must not spoil it."""
+    monkeypatch.setattr(Story, "pushes", request.param)
+    return request.param
+
 
 SOON = QUIET_START + 0.5  # the port is opened, a bootloader is given its time, the firmware is asked
 
@@ -1331,6 +1340,70 @@ def test_garbage():
     story.check(story.state.garbled)
     story.rate = 115200
     story.expect(Connect, within=1.1)
+
+
+# -- promise 7: the right printer ----------------------------------------------------------------------------
+MK3 = {"machine": "Original Prusa i3 MK3S", "uuid": "uuid-of-the-mk3"}
+
+
+@pytest.mark.parametrize("names", [["machine", "uuid"], ["machine"], ["uuid"]])
+def test_the_printer_that_it_must_be(names):
+    """It says who it is, and is connected."""
+    story = Story(**{name: MK3[name] for name in names})
+    story.expect(Connect, within=SOON + 0.1)
+
+
+def test_names_are_compared_as_people_write_them():
+    """Upper and lower case are the same."""
+    state = State(Policy(machine="Original PRUSA i3 mk3s"))
+    assert step(state, Identified(MK3["machine"], None), 1.0)[0].known
+
+
+@pytest.mark.parametrize("who", [("Ender-3", MK3["uuid"]), (MK3["machine"], "another"), (None, None)])
+def test_another_printer_on_the_port(who):
+    """Never connected, and asked no more often than a printer that must wait; its replacement is."""
+    story = Story(**MK3)
+    right, story.identity = story.identity, Identified(*who)
+    with story.nothing(Connect):
+        story.wait(600)
+    story.check(story.state.known is False)
+    story.check(len(story.times(Poke)) <= 600 / 5 + 2)
+    story.identity = right
+    story.replug()
+    story.expect(Connect, within=BOOT + 1.2)
+
+
+def test_a_banner_alone_does_not_say_who_it_is():
+    """The firmware is asked for its name before it is connected to."""
+    story = Story(answers=False, **MK3)
+    story.wait(60)
+    story.power_on()
+    story.wait(BOOT + 0.001)
+    story.check(not story.times(Connect))
+    story.expect(Connect, within=1.2)
+
+
+def test_a_firmware_that_never_says_who_it_is():
+    """It answers, but not that: hands off."""
+    story = Story(**MK3)
+    story.identity = None
+    with story.nothing(Connect):
+        story.wait(600)
+
+
+def test_another_printer_after_a_reboot():
+    """Behind a switch the port stays, and the printer is another: what was said before counts for nothing."""
+    story = Story(answers=False, **MK3)
+    story.wait(10)
+    story.failing = Octo.OFFLINE
+    story.power_on()
+    story.expect(Connect, within=BOOT + 1.2)
+    story.wait(GIVES_UP + 1)
+    story.identity = Identified("Ender-3", None)
+    story.power_off()
+    story.power_on()
+    with story.nothing(Connect):
+        story.wait(60)
 
 
 # -- promise 8: no hammering ---------------------------------------------------------------------------------

@@ -13,16 +13,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from portretry_udev.events import (
     Accepted,
     Connect,
+    Counted,
     Declined,
+    Disconnecting,
+    Erred,
     Guarded,
     Heard,
     Hold,
     HungUp,
     Ill,
+    News,
     Octo,
     OpenFailed,
+    PushUp,
     Refusal,
     Taken,
+    Unwedged,
 )
 from portretry_udev.firmware import Sign
 from portretry_udev.rules import ATTEMPT_LIMIT, BACK_OFF_LIMIT, PRINTING_FOR
@@ -51,14 +57,14 @@ class World(RuleBasedStateMachine):
         avoid_reset=st.booleans(),
         baudrate=st.sampled_from([None, None, 115200, 57600]),
         octo=st.sampled_from(Octo),
-        flags=st.tuples(*[st.booleans()] * 5),
+        flags=st.tuples(*[st.booleans()] * 7),
         memory=st.sampled_from(
             [(Hold.NONE, None), (Hold.DELIBERATE, 1), (Hold.FAULT, 9), (Hold.FAULT, None)]
         ),
         shun=st.sampled_from([frozenset(), frozenset({57600})]),
     )
     def begin(self, octo, flags, memory, shun, **policy):
-        answers, plugged, modem, resets, keeps_dtr = flags
+        answers, plugged, modem, resets, keeps_dtr, pushes, forgetful = flags
         self.story = Story(
             octo=octo,
             answers=answers,
@@ -71,6 +77,7 @@ class World(RuleBasedStateMachine):
             **policy,
         )
         self.story.keeps_dtr = keeps_dtr
+        self.story.pushes, self.story.forgetful = pushes, forgetful
         self.story.begin()
 
     # -- time and truth --------------------------------------------------------------------------------
@@ -116,7 +123,8 @@ class World(RuleBasedStateMachine):
         story.holder, story.latency, story.offered = False, 0.01, "/dev/ttyACM0"
         story.rate = story.preferred = story.policy.baudrate or 115200
         story.answers = story.powered = True
-        story.words = None
+        story.words = story.aside = None
+        story.open_fails = story.waits_for_start = story.unseen = False
 
     @rule(latency=st.sampled_from([0.0, 0.01, 0.3, 3.0, 12.0]))
     def octoprint_takes_its_time(self, latency):
@@ -233,8 +241,46 @@ class World(RuleBasedStateMachine):
     def octoprint_prefers(self, offered, preferred, elsewhere):
         self.story.offered, self.story.preferred, self.story.elsewhere = offered, preferred, elsewhere
 
+    @rule(fails=st.booleans(), seconds=PAUSES)
+    def octoprint_cannot_open(self, fails, seconds):
+        self.story.open_fails = fails
+        self.story.person_connects()
+        self.story.wait(seconds)
+
+    @rule(unseen=st.booleans())
+    def octoprint_is_hidden(self, unseen):
+        self.story.unseen = unseen
+
+    @rule(waits=st.booleans())
+    def octoprint_waits_for_start(self, waits):
+        self.story.waits_for_start = waits
+
+    @rule(aside=st.sampled_from([None, None, "it prefers Moonraker"]))
+    def octoprint_prefers_another_connector(self, aside):
+        self.story.aside = aside
+
+    @rule(up=st.booleans())
+    def push_comes_and_goes(self, up):
+        self.story.happens(PushUp(up))
+
+    @rule(event=st.sampled_from([Disconnecting(), Erred(True, "odd"), Erred(False, "odd"), News()]))
+    def push_tells_what_is_not_so(self, event):
+        self.story.happens(event)
+
     # -- what cannot be, and happens all the same --------------------------------------------------------
-    @rule(event=st.sampled_from([Accepted(), Declined(Ill.KEY, ""), Guarded(True), Guarded(False)]))
+    @rule(
+        event=st.sampled_from(
+            [
+                Accepted(),
+                Declined(Ill.KEY, ""),
+                Guarded(True),
+                Guarded(False),
+                Unwedged(),
+                Counted(False),
+                Counted(None),
+            ]
+        )
+    )
     def late_outcome(self, event):
         self.story.happens(event)
 
@@ -260,7 +306,8 @@ class World(RuleBasedStateMachine):
             return
         self._heal()
         story.shun = frozenset()
-        story.octoprint_says(Octo.LOST)
+        if not story.stuck:
+            story.octoprint_says(Octo.LOST)
         story.wait(max(ATTEMPT_LIMIT, PRINTING_FOR, BACK_OFF_LIMIT) + story.policy.interval + 12)
         story.unplug()
         story.power_on()

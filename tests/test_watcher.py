@@ -5,6 +5,7 @@ OctoPrint, in time, and to leave both alone otherwise.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 from bench import INTERVAL, KEY, SOON, Bench, descriptors, logged, someone_else
 from helpers import assert_eventually, assert_stays
 from portretry_udev import events, rules, watcher
+from portretry_udev.about import About
 from portretry_udev.devices import Devices, Uevent
 from portretry_udev.fake_octoprint import FakeOctoPrint
 from portretry_udev.octoprint import Answer, Octo
@@ -63,17 +65,31 @@ class OddOctoPrint(FakeOctoPrint):
 class ScriptedOctoPrint:
     """An OctoPrint without a server: says what the test wants it to say, when it wants to."""
 
-    def __init__(self, link, octo=Octo.OFFLINE):
+    peer = None
+
+    def __init__(self, link, octo=Octo.OFFLINE, **answer):
         self.octo, self.link = octo, link
+        self.answer = answer
         self.looks = 0
+        self.abouts = 0
+        self.disconnects = 0
         self.told = threading.Event()  # to connect
         self.go = threading.Event()  # the answer to that is held back until then
 
     def look(self):
         self.looks += 1
-        return Answer(
+        answer = Answer(
             self.octo, "Closed", "Offline", None, None, (str(self.link),), None, 115200, restarted=False
         )
+        return dataclasses.replace(answer, **self.answer)
+
+    def about(self):
+        self.abouts += 1
+        return About("1.11.8", "flag", "pi", missing=(), rivals=(), autoconnect=False)
+
+    def disconnect(self):
+        self.disconnects += 1
+        self.octo, self.answer = Octo.OFFLINE, {}
 
     def connect(self, *_):
         self.told.set()
@@ -82,6 +98,24 @@ class ScriptedOctoPrint:
 
     def close(self):
         self.go.set()
+
+
+class ScriptedPush:
+    """A push socket without an OctoPrint; given to a watcher as what makes it."""
+
+    def __call__(self, post, say, crash):
+        self.post, self.say, self.crash = post, say, crash
+        self.calls = []
+        return self
+
+    def start(self):
+        self.calls.append("start")
+
+    def stop(self):
+        self.calls.append("stop")
+
+    def wake(self):
+        self.calls.append("wake")
 
 
 @contextlib.contextmanager
@@ -552,7 +586,8 @@ def test_a_refused_key_is_said_once_and_a_new_one_found_by_itself(bench, log):
     with bench.watch(interval=interval) as watching:
         began = time.monotonic()
         watching.expect("unreachable")
-        assert_eventually(lambda: len(bench.octoprint.requests) == 3, SOON, "three requests")
+        looks = ("GET", "/api/connection")
+        assert_eventually(lambda: bench.octoprint.requests.count(looks) == 3, SOON, "three looks")
         assert time.monotonic() - began > 1.5 * interval, (
             "back-off: twice at the start, then after 2 intervals"
         )
@@ -634,6 +669,140 @@ def test_it_stops_within_a_second(dark, busy):
     with dark.watch() as watching, busy(dark, watching):
         watching.stop()
         assert descriptors(dark.link.resolve()) == 0
+
+
+def test_the_right_printer_is_connected(bench):
+    """It is asked who it is, though it talks all the time, and says what was configured."""
+    machine = "Simulated Printer"
+    with bench.watch(firmware={"machine": machine.upper()}):
+        bench.expect_operational(within=4.0)
+    assert bench.printer.stats().commands["M115"] >= 1
+
+
+def test_a_stranger_on_the_port_is_not_connected(bench, log):
+    """Another printer in the same socket: told once, with its name, and never handed to OctoPrint."""
+    with bench.watch(firmware={"machine": "Voron 2.4", "uuid": "another"}) as watching:
+        assert_eventually(lambda: "another printer answers" in watching.why, 4.0, lambda: watching.why)
+        assert_stays(lambda: not bench.octoprint.connects, QUIET, "it was connected")
+    assert log.count("another printer answers") == 1
+    assert log.count("(Simulated Printer, cede2a2f") >= 1
+
+
+def test_what_octoprint_pushes_is_taken_in_at_once(bench, log):
+    """A Disconnect is known before any look, and stands; push lives as long as the watcher."""
+    push = ScriptedPush()
+    with bench.watch(push=push, interval=30.0) as watching:
+        bench.expect_operational()
+        watching.expect("connected")
+        assert push.calls[:2] == ["start", "wake"]
+        push.post(events.PushUp(True))
+        bench.octoprint.person_disconnects()
+        push.post(events.Disconnecting())
+        watching.expect("held")
+        push.say("it is not heard by push")
+    assert push.calls[-1] == "stop"
+    assert log.count("it is not heard by push") == 1
+
+
+def test_push_is_woken_when_octoprint_is_back(bench):
+    """Not at each answer: a push that is refused has its own patience."""
+    push = ScriptedPush()
+    with bench.watch(push=push) as watching:
+        watching.expect("connected")
+        bench.octoprint.stop()
+        watching.expect("unreachable")
+        bench.octoprint.start()
+        watching.expect("connected")
+        assert push.calls == ["start", "wake", "wake"]
+
+
+def test_an_unforeseen_error_of_push_ends_it(bench):
+    """A deaf service that seems alive is worse than one that is started anew."""
+    push = ScriptedPush()
+    with bench.watch(push=push) as watching:
+        watching.expect("connected")
+        push.crash(RuntimeError("no such frame"))
+        assert str(watching.ends_with_error()) == "no such frame"
+
+
+def test_what_octoprint_is_is_said_once(bench, log):
+    """Asked in a quiet moment of each run of OctoPrint, said once."""
+    octoprint = ScriptedOctoPrint(bench.link, Octo.IDLE)
+    with bench.watch(client=octoprint, interval=5.0) as watching:
+        watching.expect("connected")
+        assert_eventually(lambda: octoprint.abouts == 1, 3.0, "it is asked what it is")
+        octoprint.answer = {"restarted": True}
+        watching.watcher.post(events.Hint())
+        assert_eventually(lambda: octoprint.abouts == 2, 3.0, "another one may be another")
+    assert log.count("safe mode") == 1
+
+
+def test_octoprint_prefers_another_connector(bench, log):
+    """OctoPrint 2.0 with a printer that is not on a serial port: hands off, said once."""
+    octoprint = ScriptedOctoPrint(bench.link, aside="its preferred connector is Moonraker, not serial")
+    with bench.watch(client=octoprint) as watching:
+        watching.expect("unconfigured")
+        looks = octoprint.looks
+        assert_eventually(lambda: octoprint.looks > looks + 2, SOON, "it is asked again")
+    assert bench.printer.stats().opens == 0
+    assert log.count("Moonraker") == 1
+
+
+@pytest.fixture
+def visible(monkeypatch):
+    """OctoPrint's process can be looked into, wherever the test has put it."""
+    monkeypatch.setattr(watcher.whereabouts, "seen", lambda _peer: True)
+
+
+@pytest.mark.usefixtures("visible")
+def test_an_octoprint_that_is_stuck_is_freed(bench, log, monkeypatch):
+    """It says that it opens the port, nobody holds it: told to disconnect, said once, and then connected."""
+    monkeypatch.setattr(rules, "WEDGED_AFTER", 0.3)
+    octoprint = ScriptedOctoPrint(bench.link, Octo.CONNECTING, opening=True, port=str(bench.link))
+    octoprint.go.set()
+    with bench.watch(client=octoprint) as watching:
+        watching.expect("connected", within=5.0)
+        assert octoprint.told.is_set(), "by our own connect"
+    assert octoprint.disconnects == 1
+    assert log.count("was stuck in") == 1
+
+
+@pytest.mark.usefixtures("visible")
+@pytest.mark.parametrize("whose", ["ours", "its own name", "another", "gone"])
+def test_an_octoprint_that_holds_the_port_is_not_freed(tmp_path, monkeypatch, whose):
+    """By whatever name it calls the port that it is opening, what counts is who has it here."""
+    monkeypatch.setattr(rules, "WEDGED_AFTER", 0.3)
+    with Bench(tmp_path) as bench, Bench(tmp_path, "other") as other:
+        names = {
+            "ours": str(bench.link),
+            "its own name": "/dev/ttyINSIDE",
+            "another": str(other.link),
+            "gone": "/dev/ttyGONE",
+        }
+        octoprint = ScriptedOctoPrint(bench.link, Octo.CONNECTING, opening=True, port=names[whose])
+        settings = {"octoprint_port": names[whose]} if whose == "its own name" else {}
+        octoprint.answer["ports"] = (names[whose],)
+        with (
+            someone_else(bench.link if whose != "another" else other.link),
+            bench.watch(client=octoprint, **settings) as watching,
+        ):
+            watching.expect("connecting")
+            looks = octoprint.looks
+            assert_eventually(lambda: octoprint.looks > looks + 8, 5.0, "it is asked again and again")
+            assert octoprint.disconnects == (1 if whose == "gone" else 0)
+
+
+def test_an_octoprint_that_cannot_be_seen_is_not_freed_soon(bench, monkeypatch):
+    """Nobody is seen holding the port, but OctoPrint may be in another container."""
+    monkeypatch.setattr(rules, "WEDGED_AFTER", 0.3)
+    octoprint = ScriptedOctoPrint(bench.link, Octo.CONNECTING, opening=True, port=str(bench.link))
+    with bench.watch(client=octoprint) as watching:
+        watching.expect("connecting")
+        looks = octoprint.looks
+        assert_eventually(lambda: octoprint.looks > looks + 8, 5.0, "it is asked again and again")
+        assert octoprint.disconnects == 0
+        monkeypatch.setattr(rules, "WEDGED_UNSEEN_AFTER", 0.5)
+        assert_eventually(lambda: octoprint.disconnects == 1, 3.0, "after a minute that is proof enough")
 
 
 def test_an_unforeseen_error_while_asking_octoprint_ends_it(bench):

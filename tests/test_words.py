@@ -106,7 +106,31 @@ CASES = {
     "wedged": (
         {"octo": Octo.CONNECTING, "words": "Opening serial connection"},
         "connecting",
-        "stuck in 'Opening serial connection': press Disconnect",
+        "seems stuck in 'Opening serial connection': `portretry-udev retry`",
+        True,
+    ),
+    "wedged again": (
+        {"octo": Octo.CONNECTING, "words": "Opening serial connection", "unwedged": True},
+        "connecting",
+        "is stuck in 'Opening serial connection' again: may its user open the port?",
+        True,
+    ),
+    "a stranger": (
+        {"known": False, "stranger": "Ender-3"},
+        "listening",
+        f"another printer answers on {TTY} (Ender-3), not the configured one",
+        True,
+    ),
+    "another connector": (
+        {"aside": "its preferred connector is Moonraker, not serial"},
+        "unconfigured",
+        "hands off: its preferred connector is Moonraker, not serial",
+        False,
+    ),
+    "a fault that OctoPrint forgot": (
+        {"hold": Hold.FAULT, "octo": Octo.LOST, "words": "Offline after error", "fault_words": "MINTEMP"},
+        "faulted",
+        "hands off after a fault (MINTEMP) until",
         True,
     ),
     "no port known": (

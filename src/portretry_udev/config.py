@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from portretry_udev import octoprint_config
 from portretry_udev.keys import VARIABLE as KEY_VARIABLE
-from portretry_udev.keys import KeySource, KeyTrouble
+from portretry_udev.keys import KeySource, KeyTrouble, usual_place
 from portretry_udev.octoprint_config import OctoPrintConfigTrouble, OctoPrintSettings
 
 DEFAULT_FILE = Path("/etc/portretry-udev/config.toml")
@@ -40,6 +40,7 @@ _LONGEST_SOCKET = 107  # bytes of a Unix socket's path (unix(7): 108 with the fi
 _MOST_BYTES = 1 << 20
 _MOST_SHOWN = 60  # characters of a wrong value
 _ALONE = "printer"  # the name of the one printer that is set up by flags
+_NOWHERE = KeySource(None)  # stands for a key whose place nobody has named
 
 _TYPE_THIS = (
     "portretry-udev watch --octoprint http://127.0.0.1:5000 --api-key-file /etc/portretry-udev/printer.key"
@@ -57,6 +58,7 @@ class Printer:
         port: the node, or a link to it, as configured; None: by ``match``, else as OctoPrint prefers.
         match: instead of ``port``, what udev must say of the device, by the keys serial, vendor, product,
             path and interface.
+        firmware: what its firmware must say of itself (M115), by the keys machine and uuid.
         octoprint_port: OctoPrint's name for the port, where that differs (Docker).
         baudrate: baud; None: OctoPrint's.
         profile: OctoPrint's printer profile; None: OctoPrint's default.
@@ -65,6 +67,7 @@ class Printer:
         probe: ``firmware``, ``open`` or ``none``.
         avoid_reset: clear HUPCL, so that later opens do not reset the board.
         start: ``connect`` or ``wait``.
+        push: listen to OctoPrint's push socket, too.
         octoprint_config: OctoPrint's config.yaml, to be followed for its port and baudrate.
         octoprint_settings: what that file said at load; its interval and address are taken over already.
         ca_file: certificates to trust instead of the system's, for https.
@@ -75,6 +78,7 @@ class Printer:
     key: KeySource
     port: str | None = None
     match: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    firmware: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     octoprint_port: str | None = None
     baudrate: int | None = None
     profile: str | None = None
@@ -83,6 +87,7 @@ class Printer:
     probe: Literal["firmware", "open", "none"] = "firmware"
     avoid_reset: bool = True
     start: Literal["connect", "wait"] = "connect"
+    push: bool = True
     octoprint_config: Path | None = None
     octoprint_settings: OctoPrintSettings | None = None
     ca_file: Path | None = None
@@ -101,6 +106,23 @@ class Config:
     printers: tuple[Printer, ...]
     state_dir: Path
     control: Path | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key is to be got, and where it belongs.
+
+    Attributes:
+        name: the printer's.
+        octoprint: the URL of its OctoPrint, without a slash at the end.
+        key: where the configuration says that the key comes from; None: it does not say.
+        ca_file: certificates to trust instead of the system's, for https.
+    """
+
+    name: str
+    octoprint: str
+    key: KeySource | None
+    ca_file: Path | None
 
 
 class Wrong(Exception):  # noqa: N818 - `except Wrong` reads well
@@ -263,6 +285,8 @@ _MATCH: dict[str, Callable[[object], str]] = {
     "path": _text,
     "interface": _hex("00"),
 }
+_FIRMWARE: dict[str, Callable[[object], str]] = {"machine": _text, "uuid": _text}
+_TABLES = ("match", "firmware")
 _TOP: dict[str, Callable[[object], Any]] = {"interval": _interval, "state_dir": _path, "control": _socket}
 _PRINTER: dict[str, Callable[[object], Any]] = {
     "octoprint": _url,
@@ -276,6 +300,7 @@ _PRINTER: dict[str, Callable[[object], Any]] = {
     "probe": _choice("firmware", "open", "none"),
     "avoid_reset": _flag,
     "start": _choice("connect", "wait"),
+    "push": _flag,
     "octoprint_config": _path,
     "ca_file": _ca_file,
 }
@@ -290,13 +315,15 @@ _FLAGS = (
     "probe",
     "avoid_reset",
     "start",
+    "push",
     "octoprint_config",
+    "ca_file",
     "state_dir",
     "control",
 )
 """The settings that flags and the environment can give; ``match`` and the rest need a file."""
 
-_PATHS = ("config", "api_key_file", "octoprint_config", "state_dir", "control")
+_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control")
 _SPOKEN_FLAGS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -313,7 +340,7 @@ def _spoken(setting: str, value: object) -> object:
         return int(value)
     if setting == "interval" and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
         return float(value)
-    if setting == "avoid_reset" and value.lower() in _SPOKEN_FLAGS:
+    if setting in ("avoid_reset", "push") and value.lower() in _SPOKEN_FLAGS:
         return _SPOKEN_FLAGS[value.lower()]
     # A command is typed in some folder, and means a path from there; a file in /etc has no such folder.
     # A long bare word for the key file is likely the key: left as it is, it is refused without being shown.
@@ -339,11 +366,17 @@ _Layer = dict[str, _Given]
 
 
 class _Loader:
-    """Collects mistakes while it puts the layers together."""
+    """Collects mistakes while it puts the layers together.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    Args:
+        environ: the environment.
+        keys_wanted: a key that is missing or cannot be used is a mistake.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, keys_wanted: bool = True) -> None:
         self.mistakes: list[str] = []
         self._environ = environ
+        self._keys_wanted = keys_wanted
         self._settings: dict[Path, OctoPrintSettings | None] = {}
 
     def wrong(self, where: str, what: object) -> None:
@@ -402,7 +435,7 @@ class _Loader:
             where = f"{path}: {_quoted(key)}"
             if key in _TOP:
                 top[key] = self.given(_TOP[key], value, where)
-            elif key in _PRINTER or key == "match":
+            elif key in _PRINTER or key in _TABLES:
                 self.wrong(where, "belongs to a printer: write it below its [printers.NAME]")
             elif key != "printers":
                 self._unknown(key, where, [*_TOP, "printers"])
@@ -448,12 +481,14 @@ class _Loader:
             place = f"{where}.{_quoted(key)}"
             if key == "match":
                 layer[key] = self._match(value, place)
+            elif key == "firmware":
+                layer[key] = self._words(value, place, _FIRMWARE, 'machine = "Original Prusa i3 MK3S"')
             elif key in _PRINTER:
                 layer[key] = self.given(_PRINTER[key], value, place)
             elif key in _TOP:
                 self.wrong(place, "belongs to the top of the file, above the first [printers.NAME]")
             else:
-                self._unknown(key, place, [*_PRINTER, "match"])
+                self._unknown(key, place, [*_PRINTER, *_TABLES])
         if "port" in layer and "match" in layer:
             self.wrong(where, "port and match exclude each other; keep one")
         return layer
@@ -468,24 +503,30 @@ class _Loader:
             self.wrong(where, f"there is no such setting{_meant(key, known)}")
 
     def _match(self, table: object, where: str) -> _Given:
+        given = self._words(table, where, _MATCH, 'serial = "CZPX..."')
+        if not given.wrong and (fault := _too_wide(given.value)):
+            self.wrong(where, fault)
+            return _Given(given.value, where, wrong=True)
+        return given
+
+    def _words(
+        self, table: object, where: str, known: Mapping[str, Callable[[object], str]], example: str
+    ) -> _Given:
+        """A small table of words."""
         if not isinstance(table, dict) or not table:
-            self.wrong(where, 'must be a table such as { serial = "CZPX..." }' + f", is {_shown(table)}")
+            self.wrong(where, f"must be a table such as {{ {example} }}, is {_shown(table)}")
             return _Given({}, where, wrong=True)
         found: dict[str, str] = {}
         before = len(self.mistakes)
         for key, value in table.items():
             place = f"{where}.{_quoted(key)}"
-            if key not in _MATCH:
-                self._unknown(key, place, _MATCH)
+            if key not in known:
+                self._unknown(key, place, known)
                 continue
-            given = self.given(_MATCH[key], value, place)
+            given = self.given(known[key], value, place)
             if not given.wrong:
                 found[key] = given.value
-        if len(self.mistakes) > before:
-            return _Given({}, where, wrong=True)
-        if fault := _too_wide(found):
-            self.wrong(where, fault)
-        return _Given(MappingProxyType(found), where, wrong=bool(fault))
+        return _Given(MappingProxyType(found), where, wrong=len(self.mistakes) > before)
 
     # -- a printer from its layers
 
@@ -500,12 +541,13 @@ class _Loader:
         before = len(self.mistakes)
         settings = self._octoprint_config(given)
         self._judge_baudrate(given)
+        self._judge_probe(given)
         url = self._octoprint(given, settings, place("octoprint"))
         interval = self._interval(given, settings)
         key = self._key(name, given, place("api_key_file"))
         if len(self.mistakes) > before or any(each.wrong for each in given.values()) or not url or not key:
             return None
-        plain = (_PRINTER.keys() | {"match"}) - {"octoprint", "api_key_file", "interval"}
+        plain = (_PRINTER.keys() | set(_TABLES)) - {"octoprint", "api_key_file", "interval"}
         values = {setting: each.value for setting, each in given.items() if setting in plain}
         return Printer(name, url, key, interval=interval, octoprint_settings=settings, **values)
 
@@ -521,6 +563,13 @@ class _Loader:
                 self.wrong(named.where, trouble)
                 self._settings[path] = None
         return self._settings[path]
+
+    def _judge_probe(self, given: _Layer) -> None:
+        firmware, probe = given.get("firmware"), given.get("probe")
+        if firmware is not None and probe is not None and probe.value in ("open", "none"):
+            self.wrong(
+                firmware.where, f'needs probe = "firmware": with "{probe.value}" nobody asks who answers'
+            )
 
     def _judge_baudrate(self, given: _Layer) -> None:
         baudrate = given.get("baudrate")
@@ -567,14 +616,20 @@ class _Loader:
             source, place = KeySource.from_file(file.value), file.where
         elif credentials and _exists(Path(credentials) / f"{name}.key"):
             source, place = KeySource.from_credential(Path(credentials), name), missing
+        elif _exists(usual := usual_place(name, self._environ)):
+            source, place = KeySource.from_file(usual), missing
+        elif not self._keys_wanted:
+            return _NOWHERE
         else:
             hint = (
-                f"name a file (mode 0600) that holds OctoPrint's API key, or pass the credential {name}.key"
+                f"name a file (mode 0600) that holds OctoPrint's API key, pass the credential {name}.key, or "
+                "get a key with `portretry-udev login`"
             )
             self.wrong(missing, f"is missing; {hint}")
             return None
         try:
-            source.read()
+            if self._keys_wanted:
+                source.read()
         except KeyTrouble as trouble:
             self.wrong(place, trouble)
             return None
@@ -636,7 +691,44 @@ def load(
         Wrong: there are mistakes; it holds all of them.
         TypeError: ``flags`` has a name that is none of ours.
     """
-    loader = _Loader(environ)
+    return _load(_Loader(environ), flags, environ, only, default_file)
+
+
+def load_place(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    name: str | None = None,
+    *,
+    default_file: Path = DEFAULT_FILE,
+) -> Place:
+    """The place for the key of one printer: everything is checked as in `load`, but the key itself.
+
+    Args:
+        flags: as for `load`, and so are the others.
+        environ: the environment.
+        name: of the printer; None: the only one.
+        default_file: the file to use if none is named.
+
+    Raises:
+        Wrong: there are mistakes, or several printers and none is named.
+    """
+    loader = _Loader(environ, keys_wanted=False)
+    printers = _load(loader, flags, environ, () if name is None else (name,), default_file).printers
+    if len(printers) > 1:
+        names = ", ".join(printer.name for printer in printers)
+        raise Wrong([f"there are several printers, name one of them: {names}"])
+    (printer,) = printers
+    key = None if printer.key == _NOWHERE else printer.key
+    return Place(printer.name, printer.octoprint, key, printer.ca_file)
+
+
+def _load(
+    loader: _Loader,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    only: Collection[str],
+    default_file: Path,
+) -> Config:
     environment, arguments = loader.environment(), loader.flags(flags)
     spoken = _merged([environment, arguments])
     named = spoken.get("config")

@@ -78,7 +78,7 @@ class Timeouts:
     """Seconds; the defaults are OctoPrint's own, measured (the facts say which setting each comes from)."""
 
     hello: float = 30.0
-    """Silence after a hello until it is said again."""
+    """Silence after a hello until it is said again; of one that waits for `start`, until it gives up."""
     connect: float = 40.0
     """Silence until a connect at a fixed baudrate is given up."""
     detect: float = 2.0
@@ -128,19 +128,23 @@ class Comm:
         with self._lock:
             return self._now
 
-    def connect(self, ports: Sequence[str], baudrate: int | None) -> None:
+    def connect(self, ports: Sequence[str], baudrate: int | None, *, wait_for_start: bool = False) -> None:
         """Begin to connect and return at once; does nothing while a connection is there, stuck ones included.
 
         Args:
             ports: one port, or several to try one after the other.
             baudrate: None (or 0) to try OctoPrint's baudrates one after the other.
+            wait_for_start: say no hello before the board has said `start` (serial.waitForStartOnConnect);
+                with a fixed port and baudrate only, as there.
         """
         with self._lock:
             if self._now.phase not in OVER:
                 return
             fixed = len(ports) == 1 and bool(baudrate)
             phase = Phase.OPENING if fixed else Phase.DETECTING
-            life = _Connection(self, self._timeouts, list(ports), baudrate if fixed else None)
+            life = _Connection(
+                self, self._timeouts, list(ports), baudrate if fixed else None, wait_for_start=wait_for_start
+            )
             self._life = life
             self._set(Snapshot(phase, ports[0] if fixed else None, baudrate if fixed else None, None))
             life.start()
@@ -170,10 +174,18 @@ class Comm:
 class _Connection(threading.Thread):
     """One connection's life, from the first open to its end."""
 
-    def __init__(self, comm: Comm, timeouts: Timeouts, ports: list[str], baudrate: int | None) -> None:
+    def __init__(
+        self,
+        comm: Comm,
+        timeouts: Timeouts,
+        ports: list[str],
+        baudrate: int | None,
+        *,
+        wait_for_start: bool,
+    ) -> None:
         super().__init__(name="fake OctoPrint's comm", daemon=True)
         self._comm, self._timeouts = comm, timeouts
-        self._ports, self._fixed = ports, baudrate
+        self._ports, self._fixed, self._wait_for_start = ports, baudrate, wait_for_start
         self._ending = threading.Event()
         self._serial: serial.Serial | None = None
         self._port, self._baudrate = "", 0
@@ -283,16 +295,21 @@ class _Connection(threading.Thread):
         raise _Ended(Phase.FAILED, NOTHING_FOUND)
 
     def _greet(self) -> None:
-        """Say hello until the firmware answers; given up without a word about an error."""
+        """Say hello until the firmware answers; given up without a word about an error.
+
+        One that waits for `start` says none of its own accord, so it gives up when its first silence ends.
+        """
         self._enter(Phase.CONNECTING)
-        self._write(_HELLO)
-        hellos = 2  # OctoPrint's second one waits in its queue for the first one's answer
+        hellos = 0
+        if not self._wait_for_start:
+            self._write(_HELLO)
+            hellos = 2  # OctoPrint's second one waits in its queue for the first one's answer
         start_seen = False
         patience = self._timeouts.hello
         while True:
             line = self._line(time.monotonic() + patience)
             if line is None:
-                if hellos >= 3:  # noqa: PLR2004 - comm.py: `self._hello_sent < 3`
+                if self._wait_for_start or hellos >= 3:  # noqa: PLR2004 - comm.py: `self._hello_sent < 3`
                     raise _Ended(Phase.CLOSED)
                 self._write(_HELLO)
                 hellos += 1

@@ -67,6 +67,8 @@ class FakeOctoPrint:
         baud_preference: the stored baudrate; None for AUTO.
         style: whose words and order: 1.11's or 2.0's.
         timeouts: how patient its serial side is.
+        wait_for_start: it says nothing to a board before that has said `start`; as in OctoPrint's settings,
+            looked at when a connection begins.
 
     Attributes:
         requests: every request so far, as (method, path).
@@ -84,11 +86,12 @@ class FakeOctoPrint:
         baud_preference: int | None = 115200,
         style: Style = "1.11",
         timeouts: Timeouts = SHORT,
+        wait_for_start: bool = False,
     ) -> None:
         self._key = api_key.encode()
         self.ports = list(ports)
         self.port_preference, self.baud_preference, self.style = port_preference, baud_preference, style
-        self.timeouts = timeouts
+        self.timeouts, self.wait_for_start = timeouts, wait_for_start
         self.requests: list[tuple[str, str]] = []
         self.connects = 0
         self.history: list[tuple[float, str]] = []
@@ -265,7 +268,8 @@ class FakeOctoPrint:
     def _connect(self, wanted: dict[str, Any]) -> None:
         port = wanted.get("port", self.port_preference)
         baudrate = wanted.get("baudrate", self.baud_preference)
-        self._comm.connect(self._offered() if port in (None, "AUTO") else [port], baudrate or None)
+        ports = self._offered() if port in (None, "AUTO") else [port]
+        self._comm.connect(ports, baudrate or None, wait_for_start=self.wait_for_start)
 
     def _offered(self) -> list[str]:
         found = sorted({path for pattern in self.ports for path in glob.glob(pattern)}, key=_natural)  # noqa: PTH207 - globs are absolute here

@@ -10,6 +10,7 @@ import pwd
 import re
 import shlex
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +113,14 @@ class KeySource:
         if not _KEY.fullmatch(key):
             raise KeyTrouble(f"{self} holds more than one word: only the API key belongs in there")
         return key
+
+
+def usual_place(printer: str, environ: Mapping[str, str]) -> Path:
+    """Where a printer's key is kept if nobody says otherwise: root's in /etc, a user's as XDG has it."""
+    if os.geteuid() == 0:
+        return Path(f"/etc/portretry-udev/{printer}.key")
+    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '')}/.config"
+    return Path(home) / "portretry-udev" / f"{printer}.key"
 
 
 def _judge_privacy(what: str, path: Path, found: os.stat_result) -> None:

@@ -224,9 +224,10 @@ def _refuse_exclusive(fd: int, path: str) -> None:
 
 
 def _raw(fd: int, *, clear_hupcl: bool) -> bool:
-    """Raw at once: a new tty echoes, and a board would get its own banner back as commands (bench facts).
+    """Raw at once: a new tty echoes, and a board would get what it says back as commands.
 
-    Returns whether DTR will stay up after a close.
+    What came in while open(2) was still on its way has been echoed by now; the cure for that is not a
+    program's (docs/resets.md).  Returns whether DTR will stay up after a close.
     """
     hupcl = 0 if clear_hupcl else termios.tcgetattr(fd)[2] & termios.HUPCL  # as it was found
     cflag = termios.CS8 | termios.CREAD | termios.CLOCAL | hupcl
@@ -341,11 +342,20 @@ class Port:
         except (OSError, termios.error, ValueError) as e:
             raise HangUp(self.path) from e
 
-    def close(self) -> None:
-        """Close the port; never waits: a dead peer's unsent bytes would hold up a last close for 30 s."""
+    def close(self, *, drop_dtr: bool = False) -> None:
+        """Close the port; never waits: a dead peer's unsent bytes would hold up a last close for 30 s.
+
+        Args:
+            drop_dtr: let DTR fall with it, so that the next open makes an edge and a board that resets on it
+                says `start`; not where another process has the port too, whose own close would drop it.
+        """
         if self._closed:
             return
         self._closed = True
+        if drop_dtr:
+            with contextlib.suppress(OSError):  # it may be hung up
+                if not self.shared():
+                    _set_hupcl(self.fileno(), on=True)
         slow = False
         with contextlib.suppress(OSError, termios.error):  # it may be hung up
             if self._queued():
@@ -395,15 +405,20 @@ def guard(path: str) -> bool:
     except OSError:
         return False
     try:
-        # termios2: tcsetattr would lose a special baudrate such as 250000.
-        settings = list(_TERMIOS2.unpack(fcntl.ioctl(fd, _TCGETS2, b"\0" * _TERMIOS2.size)))
-        settings[_CFLAG] &= ~termios.HUPCL
-        fcntl.ioctl(fd, _TCSETS2, _TERMIOS2.pack(*settings))
+        _set_hupcl(fd, on=False)
     except OSError:
         return False
     finally:
         os.close(fd)
     return True
+
+
+def _set_hupcl(fd: int, *, on: bool) -> None:
+    """Whether the last close drops DTR; all else stays as it is."""
+    # termios2: tcsetattr would lose a special baudrate such as 250000.
+    settings = list(_TERMIOS2.unpack(fcntl.ioctl(fd, _TCGETS2, b"\0" * _TERMIOS2.size)))
+    settings[_CFLAG] = settings[_CFLAG] & ~termios.HUPCL | (termios.HUPCL if on else 0)
+    fcntl.ioctl(fd, _TCSETS2, _TERMIOS2.pack(*settings))
 
 
 def _refuse_held(path: str, opened: str | None = None) -> None:

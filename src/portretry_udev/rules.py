@@ -27,8 +27,12 @@ from portretry_udev.events import (
     Accepted,
     Close,
     Connect,
+    Count,
+    Counted,
     Declined,
+    Disconnecting,
     Effect,
+    Erred,
     Event,
     Freed,
     Guard,
@@ -37,9 +41,11 @@ from portretry_udev.events import (
     Hint,
     Hold,
     HungUp,
+    Identified,
     Ill,
     Look,
     Mute,
+    News,
     Node,
     NodeSeen,
     Octo,
@@ -49,6 +55,7 @@ from portretry_udev.events import (
     Pause,
     Poke,
     Policy,
+    PushUp,
     Rebaud,
     Refusal,
     Remember,
@@ -59,6 +66,8 @@ from portretry_udev.events import (
     Tick,
     Told,
     Untold,
+    Unwedge,
+    Unwedged,
 )
 from portretry_udev.firmware import BAUDRATES, Sign
 
@@ -82,6 +91,12 @@ EAGER_PERIOD = 0.5
 STARTING_FOR = 120.0  # OctoPrint on a Raspberry Pi is up within two minutes: looked at each second so long
 SILENT_AFTER = 3  # pokes in a row, the last of which may yet be answered: the firmware is silent
 LOST_SILENT_AFTER = 2  # the same where OctoPrint has just lost the printer: one more witness
+PUSHED_PERIOD = 30.0  # while OctoPrint is connected and pushes its changes, looks are a safety net
+PARTING = 10.0  # so long after `Disconnecting` or `Error` it may still answer that it is connected
+OWN_WORD = 5.0  # its push may tell of our own disconnect command so much later than its answer to it
+WEDGED_AFTER = 5.0  # an open takes milliseconds; and nobody holds the port, in two looks in a row
+WEDGED_UNSEEN_AFTER = 60.0  # where holders cannot be seen: a real attempt is over after 40 s, facts 2.3
+FRESH_BOOT = 120.0  # nobody starts a print from SD so soon after a boot, while OctoPrint tries to connect
 
 
 # -- state -------------------------------------------------------------------------------------------------
@@ -129,6 +144,8 @@ class State:
     offered: str | None = None
     preferred_baudrate: int | None = None
     elsewhere: str | None = None
+    aside: str | None = None
+    push: bool = False  # OctoPrint tells of its changes by itself
     octo_since: float = -math.inf
     ill: Ill | None = None  # the last question stayed without an answer
     ill_why: str = ""
@@ -142,6 +159,12 @@ class State:
     look_outdated: bool = False  # the question under way is older than something that it should know of
     next_look: float = -math.inf
     eager_until: float = -math.inf
+    # the trap: OctoPrint's open has failed, and it does not notice
+    opening_since: float | None = None
+    unheld: int = 0  # times in a row that nobody was seen holding the port
+    unseen: bool = False  # holders cannot be seen
+    unwedged: bool = False  # it was freed already, since the printer's last return
+    own_until: float = -math.inf  # a `Disconnecting` until then is our own doing
     # our end of the port
     line: Line = Line.CLOSED
     opened_at: float = -math.inf
@@ -152,9 +175,12 @@ class State:
     refusal_why: str = ""
     # the firmware
     alive_at: float = -math.inf
+    booted_at: float = -math.inf  # its last banner in this appearance; -inf again once it may be printing
     unanswered: int = 0
     garbled: bool = False
     next_poke: float = math.inf
+    known: bool | None = None  # whether it is the printer that it must be; None: it has not said
+    stranger: str = ""  # who it is instead, for people
     busy_until: float = -math.inf
     printing_until: float = -math.inf
     baud_index: int = 0
@@ -162,6 +188,8 @@ class State:
     # deciding
     hold: Hold = Hold.NONE
     hold_identity: Hashable = None
+    held_at: float = -math.inf
+    fault_words: str = ""
     fault_held: bool = False  # the fault that OctoPrint speaks of has had its hold
     ready_since: float | None = None
     attempt: Attempt | None = None
@@ -240,6 +268,11 @@ def baudrate(state: State) -> int | None:
     return allowed[state.baud_index % len(allowed)] if allowed else None
 
 
+def wants_identity(policy: Policy) -> bool:
+    """The firmware must say who it is before anything is done with it."""
+    return policy.machine is not None or policy.uuid is not None
+
+
 def paused(state: State, now: float) -> bool:
     """A person has asked to let go of the port."""
     return now < state.paused_until
@@ -256,7 +289,7 @@ def opens_with_edge(state: State) -> bool:
 
 
 # -- taking events in --------------------------------------------------------------------------------------
-def _take_in(t: _Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one flat table of all events
+def _take_in(t: _Turn, event: Event) -> None:  # noqa: C901, PLR0912, PLR0915 - one flat table of events
     match event:
         case Started():
             _on_started(t, event)
@@ -280,36 +313,48 @@ def _take_in(t: _Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one flat 
             t.set(next_open=t.now + wait, refusal=event.refusal, refusal_why=event.why)
         case Heard():
             _on_heard(t, event.sign)
+        case Identified():
+            _on_identified(t, event)
         case HungUp():
             # Not opened again before the interval is over, unless the node itself is made anew.
             _line_lost(t, next_open=t.now + t.s.policy.interval)
         case Taken():
             # Whoever it was may have set HUPCL again: from now on an open counts as one that makes an edge.
-            t.set(
-                dtr_stays=False, guarded=False, refusal=Refusal.BUSY, refusal_why="another process opened it"
-            )
+            t.set(dtr_stays=False, guarded=False, refusal=Refusal.BUSY)
+            t.set(refusal_why="another process opened it")
             _line_lost(t, next_open=t.now + AFTER_OTHER)
         case Freed():
             if t.s.refusal is Refusal.BUSY:
                 t.set(next_open=min(t.s.next_open, t.now + AFTER_OTHER))
         case Guarded():
             t.set(dtr_stays=t.s.dtr_stays or event.dtr_stays, guarded=True)
+        case Counted():
+            t.set(unheld=t.s.unheld + 1 if event.held is False else 0, unseen=event.held is None)
+        case Unwedged():
+            t.set(own_until=min(t.s.own_until, t.now + OWN_WORD))
+            t.kick()
+        case PushUp() | Disconnecting() | Erred() | News():
+            _on_push(t, event)
         case Hint():
             t.set(eager_until=t.now + EAGER_FOR)  # OctoPrint may be slower to notice than the kernel
             t.kick(outdates=False)  # hints may come faster than answers: those still count
-        case Retry():
-            _fresh_start(t)
-            t.set(next_open=t.now, paused_until=-math.inf)
-            t.kick()
-        case Pause():
-            t.set(paused_until=event.until)
-        case Resume():
-            t.set(paused_until=-math.inf)
-            t.kick()
+        case Retry() | Pause() | Resume():
+            _on_person(t, event)
         case Tick():
             pass
         case _:  # pragma: no cover - mypy proves it
             assert_never(event)
+
+
+def _on_person(t: _Turn, e: Retry | Pause | Resume) -> None:
+    if isinstance(e, Pause):
+        t.set(paused_until=e.until)
+        return
+    t.set(paused_until=-math.inf)
+    t.kick()
+    if isinstance(e, Retry):
+        _fresh_start(t)
+        t.set(next_open=t.now)
 
 
 def _on_started(t: _Turn, e: Started) -> None:
@@ -342,6 +387,7 @@ def _on_node(t: _Turn, e: NodeSeen) -> None:
         node=e.node,
         attempt=None,
         **_DARK,
+        booted_at=-math.inf,
         dtr_stays=False,
         guarded=False,
         next_open=t.now,
@@ -361,6 +407,7 @@ def _on_told(t: _Turn, e: Told) -> None:
     if e.octo is not s.octo or s.ill is not None:
         t.set(octo_since=t.now)
     t.outdated = s.look_outdated
+    since = s.opening_since if s.opening_since is not None else t.now
     t.set(
         looking=False,
         look_outdated=False,
@@ -370,13 +417,17 @@ def _on_told(t: _Turn, e: Told) -> None:
         offered=e.offered,
         preferred_baudrate=e.baudrate,
         elsewhere=e.elsewhere,
+        aside=e.aside,
+        opening_since=since if e.opening else None,
+        unheld=s.unheld if e.opening else 0,
         ill=None,
         ill_count=0,
     )
-    if e.restarted and s.session in (Session.CONNECTED, Session.TRYING):
-        t.set(session=Session.FRESH)
+    if e.restarted:
+        running = s.session in (Session.CONNECTED, Session.TRYING)
+        t.set(unwedged=False, session=Session.FRESH if running else s.session)
     if e.octo in CONNECTED:
-        _is_connected(t)
+        _is_connected(t, before=s.octo)
     elif e.octo is Octo.CONNECTING:
         _is_connecting(t)
     elif e.octo in OFFLINE:
@@ -397,13 +448,19 @@ def _is_unknown(t: _Turn) -> None:
         _attempt_failed(t, f"OctoPrint says {t.s.words!r}, which is not understood")
 
 
-def _is_connected(t: _Turn) -> None:
+def _is_connected(t: _Turn, before: Octo | None) -> None:
     s = t.s
     if s.session is not Session.CONNECTED:
         t.set(session=Session.CONNECTED, connected_at=t.now)
-    t.set(session_node=s.node.identity if s.node else None, attempt=None, ready_since=None, lost=False)
+    identity = s.node.identity if s.node else None
+    t.set(session_node=identity, attempt=None, ready_since=None, lost=False, unwedged=False)
+    if s.octo is Octo.BUSY:
+        t.set(booted_at=-math.inf)
     _let_go(t)
-    if s.hold is not Hold.NONE and s.elsewhere is None:  # somebody's newer word on this printer
+    # Connected again is somebody's newer word on this printer; still connected is none: a push is faster than
+    # what it tells of.
+    still = t.outdated or (before in CONNECTED and t.now - s.held_at <= PARTING)
+    if s.hold is not Hold.NONE and s.elsewhere is None and not still:
         t.set(hold=Hold.NONE, hold_identity=None)
         t.do(Remember(Hold.NONE, None))
     if t.now - t.s.connected_at >= STEADY:
@@ -436,8 +493,10 @@ def _is_offline(t: _Turn, octo: Octo) -> None:
     t.set(session=Session.OVER if s.session is not Session.FRESH else Session.FRESH)
     # Once per fault: OctoPrint goes on saying it until the next connect, also after the printer's return.
     if octo is Octo.FAULT and not s.fault_held:
-        t.set(fault_held=True)
+        t.set(fault_held=True, fault_words=s.words)
         _hold(t, Hold.FAULT)
+    if s.aside is not None:
+        _let_go(t)
 
 
 def _attempt_ended(t: _Turn, attempt: Attempt, octo: Octo) -> None:
@@ -465,6 +524,31 @@ def _connection_ended(t: _Turn, octo: Octo) -> None:
             _count_short(t)
 
 
+def _on_push(t: _Turn, e: PushUp | Disconnecting | Erred | News) -> None:
+    """OctoPrint's push brings looks forward, and knows two things that no look can tell."""
+    t.kick()  # what it has answered so far is old; after a change of `push` itself, it may be
+    match e:
+        case PushUp():
+            t.set(push=e.up)
+        case Disconnecting() if t.now < t.s.own_until:
+            t.set(own_until=-math.inf)  # one word of it for one command of ours: the next is a person's
+        case Disconnecting() if t.s.policy.reconnect == "on-return":
+            _ended_by_word(t, Hold.DELIBERATE)
+        case Erred(fault=True):
+            # A mere loss is left to the look; OctoPrint 2.0 has forgotten a fault by then.
+            if t.s.hold is not Hold.FAULT:  # else it is the echo of the first: an emergency stop, for one
+                t.set(fault_words=e.words)
+            t.set(fault_held=True)
+            _ended_by_word(t, Hold.FAULT)
+
+
+def _ended_by_word(t: _Turn, hold: Hold) -> None:
+    t.set(attempt=None)
+    if t.s.line is Line.HANDED:
+        _let_go(t)
+    _hold(t, hold)
+
+
 def _on_untold(t: _Turn, e: Untold) -> None:
     s = t.s
     same = s.ill is e.ill
@@ -477,10 +561,12 @@ def _on_untold(t: _Turn, e: Untold) -> None:
         ill_since=s.ill_since if same else t.now,
         ill_count=s.ill_count + 1 if same else 1,
         ready_since=None,
+        opening_since=None,
+        unheld=0,
     )
     if e.ill is Ill.DOWN:
         # Whatever it was connected to, it is not any more: the next answer is that of a new OctoPrint.
-        t.set(session=Session.FRESH, octo=None, fault_held=False)
+        t.set(session=Session.FRESH, octo=None, fault_held=False, unwedged=False)
         if s.attempt is not None:
             _attempt_failed(t, "OctoPrint went away meanwhile")
     elif s.attempt is not None and t.now - s.attempt.began > ATTEMPT_LIMIT:
@@ -491,6 +577,8 @@ def _on_untold(t: _Turn, e: Untold) -> None:
 def _on_declined(t: _Turn, e: Declined) -> None:
     if t.s.attempt is not None:
         _attempt_failed(t, e.why)
+    else:
+        t.set(unwedged=False, own_until=min(t.s.own_until, t.now + OWN_WORD))  # it was that command
     if e.ill is not Ill.DECLINED:
         t.set(ill=e.ill, ill_why=e.why, ill_since=t.now, ill_count=1)
     t.set(next_look=t.now + _ill_period(t.s, t.now))
@@ -519,18 +607,27 @@ def _on_heard(t: _Turn, sign: Sign) -> None:
     was_silent = s.unanswered >= (LOST_SILENT_AFTER if s.lost else SILENT_AFTER)
     t.set(alive_at=t.now, unanswered=0, garbled=False)
     if sign is Sign.BANNER:
-        t.set(busy_until=-math.inf, printing_until=-math.inf)
+        t.set(busy_until=-math.inf, printing_until=-math.inf, booted_at=t.now, known=None)
         _on_banner(t)
     elif sign is Sign.BUSY:
         t.set(busy_until=t.now + BUSY_FOR)
     elif sign is Sign.PRINTING:
-        t.set(printing_until=t.now + PRINTING_FOR)
+        t.set(printing_until=t.now + PRINTING_FOR, booted_at=-math.inf)
     elif sign is Sign.NOT_PRINTING:
         t.set(printing_until=-math.inf)
     elif sign is Sign.ANSWER:
         t.set(busy_until=-math.inf)
     if was_silent and t.s.hold is Hold.NONE:
         _afresh_unless_hammering(t)
+
+
+def _on_identified(t: _Turn, e: Identified) -> None:
+    """Promise 7: the right printer, also where its port could be another's."""
+    pairs = [(t.s.policy.machine, e.machine), (t.s.policy.uuid, e.uuid)]
+    wrong = [
+        got for wanted, got in pairs if wanted is not None and (got or "").casefold() != wanted.casefold()
+    ]
+    t.set(known=not wrong, stranger=", ".join(got or "nothing" for got in wrong))
 
 
 def _on_no_life(t: _Turn, sign: Sign) -> None:
@@ -562,6 +659,7 @@ _DARK: dict[str, object] = {  # nothing is known of the firmware
     "alive_at": -math.inf,
     "unanswered": 0,
     "garbled": False,
+    "known": None,
     "busy_until": -math.inf,
     "printing_until": -math.inf,
     "ready_since": None,
@@ -572,21 +670,21 @@ def _fresh_start(t: _Turn) -> None:
     """The printer has returned, or a person said so: no hold, no back-off."""
     if t.s.hold is not Hold.NONE:
         t.do(Remember(Hold.NONE, None))
-    t.set(hold=Hold.NONE, hold_identity=None, failures=0, lost=False, not_before=t.now)
+    t.set(hold=Hold.NONE, hold_identity=None, failures=0, lost=False, not_before=t.now, unwedged=False)
 
 
 def _hold(t: _Turn, hold: Hold) -> None:
     identity = t.s.node.identity if t.s.node else None
-    t.set(hold=hold, hold_identity=identity, ready_since=None)
+    t.set(hold=hold, hold_identity=identity, held_at=t.now, ready_since=None)
     t.do(Remember(hold, identity))
     if opens_with_edge(t.s):
         _let_go(t)
 
 
-def _let_go(t: _Turn) -> None:
+def _let_go(t: _Turn, *, drop_dtr: bool = False) -> None:
     if t.s.line is not Line.CLOSED:
-        t.do(Close())
-        t.set(line=Line.CLOSED, **_DARK)
+        t.do(Close(drop_dtr))
+        t.set(line=Line.CLOSED, **_DARK, dtr_stays=t.s.dtr_stays and not drop_dtr)
 
 
 def _line_lost(t: _Turn, next_open: float) -> None:
@@ -630,6 +728,8 @@ def _look_period(s: State, now: float) -> float:
         return min(EAGER_PERIOD, s.policy.interval)
     if s.octo is Octo.UNKNOWN and now - s.octo_since < EAGER_FOR:
         return min(EAGER_PERIOD, s.policy.interval)
+    if s.push and s.octo in CONNECTED:
+        return max(PUSHED_PERIOD, s.policy.interval)
     return s.policy.interval
 
 
@@ -692,7 +792,11 @@ def _notice_wishes(t: _Turn) -> None:
 
 def _act_on_answer(t: _Turn, told: Told) -> None:
     s, now = t.s, t.now
-    if s.policy.dry_run or s.node is None:
+    if s.policy.dry_run:
+        return
+    if told.opening:
+        _unwedge_or_count(t)
+    if s.node is None:
         return
     if s.octo is Octo.IDLE and _may_guard(s, now):
         t.do(Guard(s.node.path))
@@ -704,10 +808,27 @@ def _act_on_answer(t: _Turn, told: Told) -> None:
             t.do(Open(s.node.path, rate, s.policy.avoid_reset))
 
 
+def _unwedge_or_count(t: _Turn) -> None:
+    """OctoPrint's open may have failed, which it never notices: free it, once per return (promise 9)."""
+    s, now = t.s, t.now
+    assert s.opening_since is not None  # noqa: S101 - the answer in hand says so
+    lasts = now - s.opening_since
+    if s.unwedged or paused(s, now) or lasts < WEDGED_AFTER / 2:
+        return
+    if lasts < (WEDGED_UNSEEN_AFTER if s.unseen else WEDGED_AFTER) or (s.unheld < 2 and not s.unseen):  # noqa: PLR2004 - looks in a row
+        t.do(Count())
+        return
+    if s.attempt is not None:
+        _attempt_failed(t, f"OctoPrint was stuck in {s.words!r}")
+    t.do(Unwedge())
+    # Its end is no failure of anybody's, nor a person's word.
+    t.set(session=Session.FRESH, unwedged=True, opening_since=None, unheld=0, own_until=now + STARTING_FOR)
+
+
 def _may_open(s: State, now: float) -> bool:
     if s.node is None or s.line is not Line.CLOSED or s.policy.probe == "none" or s.attempt is not None:
         return False
-    if s.octo not in OFFLINE or paused(s, now) or now < s.next_open:
+    if s.octo not in OFFLINE or s.aside is not None or paused(s, now) or now < s.next_open:
         return False
     # A hold, or a back-off, is no time for an edge; listening without one harms nobody.
     return not opens_with_edge(s) or (s.hold is Hold.NONE and now >= s.not_before)
@@ -720,7 +841,8 @@ def _may_guard(s: State, now: float) -> bool:
 
 def _may_poke(s: State) -> bool:
     """Section 4: never while a hold stands; and only while OctoPrint is known to be offline."""
-    return s.policy.probe == "firmware" and s.hold is Hold.NONE and s.octo in OFFLINE and s.ill is None
+    allowed = s.policy.probe == "firmware" and s.hold is Hold.NONE and s.aside is None
+    return allowed and s.octo in OFFLINE and s.ill is None
 
 
 def _poke_at(s: State) -> float:
@@ -732,23 +854,26 @@ def _is_ready(s: State, now: float) -> bool:
     """All is well but OctoPrint's own last word."""
     if s.node is None or s.hold is not Hold.NONE or s.attempt is not None or paused(s, now):
         return False
-    if s.octo not in OFFLINE or s.ill is not None or now < s.not_before:
+    if s.octo not in OFFLINE or s.ill is not None or s.aside is not None or now < s.not_before:
         return False
     if now < s.busy_until or now < s.printing_until or not _baudrates(s):
         return False  # promise 6: alive, hands off; and OctoPrint is not told a rate that must not be set
     if s.policy.probe == "none":
         return True
+    if wants_identity(s.policy) and not s.known:
+        return False
     return s.line is Line.LISTENING and (s.policy.probe == "open" or alive(s, now))
 
 
 def _poke(t: _Turn) -> None:
     s, now = t.s, t.now
-    # While it is known to live there is no hurry to ask again: less so while no connect is allowed.  A silent
+    # While it is known to live there is no hurry to ask again: less so while no connect can follow.  A silent
     # one is asked each second, so as to notice its return.
-    due = s.alive_at + (max(POKE_PERIOD, s.policy.interval) if now < s.not_before else POKE_PERIOD)
+    waits = now < s.not_before or s.known is False
+    due = s.alive_at + (max(POKE_PERIOD, s.policy.interval) if waits else POKE_PERIOD)
     if now < s.not_before < due:
         due = s.not_before
-    if now < due and s.unanswered == 0:
+    if now < due and s.unanswered == 0 and (s.known is not None or not wants_identity(s.policy)):
         t.set(next_poke=due)
         return
     rates = _baudrates(s)
@@ -763,7 +888,9 @@ def _connect(t: _Turn, port: str) -> None:
     s, now = t.s, t.now
     if s.line is Line.LISTENING:
         if s.let_go:
-            _let_go(t)
+            # An OctoPrint that waits for `start` needs the board to boot: harmless just after a boot, but it
+            # would end a print from SD.
+            _let_go(t, drop_dtr=now - s.booted_at <= FRESH_BOOT)
         else:
             t.do(Mute())
             t.set(line=Line.HANDED)

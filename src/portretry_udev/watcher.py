@@ -3,9 +3,9 @@
 Knows all the parts and how they fit together: the node and its uevents, the port, OctoPrint.  Must not decide
 anything: every outcome is the rules' next event.
 
-One thread waits on the port, on inotify and on its mailbox until the rules' deadline.  Questions to OctoPrint
-are asked by a second thread, so that a hung-up port is closed, and room is made for another opener, within
-milliseconds even while OctoPrint takes its time.
+One thread waits on the port, on inotify and on its mailbox until the rules' deadline.  OctoPrint is asked
+and heard by threads beside it (``asker``, ``push``), so that a hung-up port is closed, and room is made for
+another opener, within milliseconds even while OctoPrint takes its time.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import itertools
 import logging
 import math
 import os
-import queue
 import select
 import threading
 import time
@@ -22,8 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from portretry_udev import events, firmware, inotify, rules, words
+from portretry_udev import events, firmware, inotify, rules, whereabouts, words
 from portretry_udev import port as ports
+from portretry_udev.about import About
+from portretry_udev.asker import Asker, Crash, OctoPrintClient, Reply
 from portretry_udev.config import Printer
 from portretry_udev.control import Snapshot
 from portretry_udev.devices import Missing, Node, Uevent, Wanted
@@ -50,14 +51,23 @@ _ILLS = {
 }
 
 
-class OctoPrintClient(Protocol):
-    """What a watcher needs of OctoPrint."""
+class Pusher(Protocol):
+    """What a watcher needs of OctoPrint's push socket."""
 
-    def look(self) -> Answer:
-        """Ask what it is doing; raises Trouble."""
+    def start(self) -> None:
+        """Begin to tell."""
 
-    def connect(self, port: str, baudrate: int | None, profile: str | None) -> None:
-        """Tell it to connect; raises Trouble."""
+    def stop(self) -> None:
+        """End soon."""
+
+    def wake(self) -> None:
+        """OctoPrint can be reached again: try now."""
+
+
+MakePusher = Callable[
+    [Callable[[events.Event], None], Callable[[str], None], Callable[[BaseException], None]], Pusher
+]
+"""Makes one that posts events, says what people should know, and tells of what it did not foresee."""
 
 
 class Finder(Protocol):
@@ -71,29 +81,6 @@ class Finder(Protocol):
         """``udev``, or ``none`` where no uevents arrive."""
 
 
-class _Crash:
-    """An unforeseen error in the worker, on its way to the watcher's thread."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class _Reply:
-    """The worker's answer: what was asked, when and with which key, and what came of it."""
-
-    def __init__(
-        self,
-        effect: events.Look | events.Connect,
-        asked_at: float,
-        outcome: Answer | Trouble | None,
-        key: str,
-    ) -> None:
-        self.effect = effect
-        self.asked_at = asked_at
-        self.outcome = outcome
-        self.key = key
-
-
 class Watcher:
     """Watches one printer until it is stopped.
 
@@ -102,6 +89,7 @@ class Watcher:
         devices: where nodes are looked for; shared between printers.
         client: its OctoPrint; used by one thread of the watcher's own.
         memory: what survives a restart.
+        push: makes the end of its push socket; None: looks do the whole job.
         dry_run: say what would be done, open and connect nothing.
         clock: seconds that never go backwards.
     """
@@ -113,6 +101,7 @@ class Watcher:
         client: OctoPrintClient,
         memory: Memory,
         *,
+        push: MakePusher | None = None,
         dry_run: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -130,6 +119,8 @@ class Watcher:
             probe=printer.probe,
             avoid_reset=printer.avoid_reset,
             baudrate=printer.baudrate,
+            machine=printer.firmware.get("machine"),
+            uuid=printer.firmware.get("uuid"),
             dry_run=dry_run,
         )
         self.state = rules.State(self._policy)
@@ -138,7 +129,9 @@ class Watcher:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._waking = threading.Lock()
         self._over = False  # both ends are closed: their numbers may be somebody else's by now
-        self._questions: queue.SimpleQueue[events.Look | events.Connect | None] = queue.SimpleQueue()
+        self._asker = Asker(printer.name, client, printer.profile, self._current_key, self._put, clock=clock)
+        self._push = push(self._put, self._say_of_push, self._crash) if push is not None else None
+        self._opening_port: str | None = None  # the one that OctoPrint says it is opening
         self._poll = select.poll()
         self._port: ports.Port | None = None
         self._reader = firmware.Reader()
@@ -164,8 +157,15 @@ class Watcher:
     # -- what other threads may call, besides reading `snapshot` ---------------------------------------
     def post(self, item: Uevent | events.Event) -> None:
         """Put something into the mailbox; it is taken in at once."""
+        self._put(item)
+
+    def _put(self, item: object) -> None:
         self._mail.append(item)
         self._wake()
+
+    def _crash(self, error: BaseException) -> None:
+        """Have an unforeseen error of another thread end this one, and so the service."""
+        self._put(Crash(error))
 
     def stop(self) -> None:
         """End `run` soon, whatever it is doing."""
@@ -184,8 +184,9 @@ class Watcher:
         Raises:
             Exception: whatever was not foreseen; the service ends with it and is started anew.
         """
-        worker = threading.Thread(target=self._ask, name=f"{self.printer.name} octoprint", daemon=True)
-        worker.start()
+        self._asker.start()
+        if self._push is not None:
+            self._push.start()
         try:
             for readable in (self._wake_read, self._node_notes.fileno(), self._folder_notes.fileno()):
                 self._poll.register(readable, select.POLLIN)
@@ -193,8 +194,10 @@ class Watcher:
             while not self._stopping:
                 self._once()
         finally:
-            self._questions.put(None)
+            self._asker.stop()
             self._close()
+            if self._push is not None:
+                self._push.stop()
             self._node_notes.close()
             self._folder_notes.close()
             with self._waking:
@@ -249,12 +252,15 @@ class Watcher:
             if self._stopping:
                 return
             match self._mail.popleft():
-                case _Reply() as reply:
+                case Reply() as reply:
                     self._take_reply(reply)
-                case _Crash() as crash:
+                case Crash() as crash:
                     raise crash.error
                 case Uevent() as uevent:
                     self._take_uevent(uevent)
+                case About() as about:
+                    for line in about.sayings():
+                        self._say_once(line)
                 case event:
                     self._take_word(event)  # type: ignore[arg-type]
 
@@ -281,14 +287,21 @@ class Watcher:
                     pending.append(outcome)
         self._tell()
 
-    def _carry_out(self, effect: events.Effect) -> events.Event | None:
+    def _carry_out(  # noqa: C901, PLR0911 - one flat table of effects
+        self, effect: events.Effect
+    ) -> events.Event | None:
         match effect:
             case events.Look():
                 self._find_later()
-                self._questions.put(effect)
+                self._asker.ask(effect)
                 return self._make_way()
             case events.Connect():
-                self._questions.put(effect)
+                self._asker.ask(effect)
+            case events.Unwedge():
+                self.log.warning(words.freed(self.state))
+                self._asker.ask(effect)
+            case events.Count():
+                return self._count()
             case events.Open():
                 return self._open(effect)
             case events.Rebaud(baudrate):
@@ -297,8 +310,8 @@ class Watcher:
                 return self._poke()
             case events.Mute():
                 self._register(0)  # only a hang-up is still told
-            case events.Close():
-                self._close()
+            case events.Close(drop_dtr):
+                self._close(drop_dtr=drop_dtr)
             case events.Guard(path):
                 return self._guard(path)
             case events.Remember(hold, identity):
@@ -357,6 +370,11 @@ class Watcher:
         if what not in self._said_once:
             self._said_once.add(what)
             self.log.warning(what)
+
+    def _say_of_push(self, what: str) -> None:
+        """Only where asking works, and push alone does not; called by push's own thread."""
+        asking_works = self.state.octo is not None and self.state.ill is None
+        self.log.log(logging.INFO if asking_works else logging.DEBUG, what)
 
     # -- the device ------------------------------------------------------------------------------------
     def _wanted(self) -> Wanted | None:
@@ -503,10 +521,10 @@ class Watcher:
         if self._port is not None:
             self._poll.register(self._port.fileno(), mask)
 
-    def _close(self) -> None:
+    def _close(self, *, drop_dtr: bool = False) -> None:
         if self._port is not None:
             self._poll.unregister(self._port.fileno())
-            self._port.close()
+            self._port.close(drop_dtr=drop_dtr)
             self._port = None
             self._forget_own()
 
@@ -537,11 +555,14 @@ class Watcher:
                 self._feed(events.Heard(sign))
                 if self.state.line is not rules.Line.LISTENING:
                     return  # the decision to connect has been made: not a byte more
-            self._say_firmware()
+            self._take_identity()
 
-    def _say_firmware(self) -> None:
-        found = self._reader.firmware
-        if found is not None and found != self._named:
+    def _take_identity(self) -> None:
+        found, self._reader.firmware = self._reader.firmware, None
+        if found is None:
+            return
+        self._feed(events.Identified(found.machine, found.uuid))
+        if found != self._named:
             self._named = found
             machine = f" on {found.machine}" if found.machine else ""
             baud = rules.baudrate(self.state)
@@ -580,50 +601,59 @@ class Watcher:
             return self._hang_up()
         return None
 
+    def _count(self) -> events.Event:
+        """See who else holds the port that OctoPrint is opening; what cannot be told is not guessed."""
+        path = self._opening_path()
+        if path is None or not whereabouts.seen(self._client.peer):
+            return events.Counted(None)
+        try:
+            return events.Counted(bool(ports.holders(path).found))
+        except FileNotFoundError:
+            return events.Counted(held=False)  # what is not there is held by nobody
+        except OSError as e:
+            self.log.debug("%s: %s", path, e.strerror)
+            return events.Counted(None)
+
+    def _opening_path(self) -> str | None:
+        """The port that OctoPrint is opening, by a name that is good here; None: it has none."""
+        port = self._opening_port
+        if port is None or self._name_in((port,)) is not None:
+            return self._node.path if self._node else self.printer.port
+        # Another one than ours.  Where OctoPrint has its own names for ports, that one says nothing here.
+        return port if port.startswith("/") and self.printer.octoprint_port is None else None
+
     def _guard(self, path: str) -> events.Event:
         dtr_stays = ports.guard(path)
         self._forget_own()
         return events.Guarded(dtr_stays)
 
     # -- OctoPrint -------------------------------------------------------------------------------------
-    def _ask(self) -> None:
-        """The worker: one question after the other, each answered into the mailbox."""
-        while (effect := self._questions.get()) is not None:
-            # The key as it was before: one that is put right while this is under way counts as new.
-            asked_at, key = self._clock(), self._current_key()
-            outcome: Answer | Trouble | None = None
-            try:
-                if isinstance(effect, events.Look):
-                    outcome = self._client.look()
-                else:
-                    self._client.connect(effect.port, effect.baudrate, self.printer.profile)
-            except Trouble as e:
-                outcome = e
-            except BaseException as e:  # noqa: BLE001 - it is raised again in the watcher's thread
-                self._mail.append(_Crash(e))
-                self._wake()
-                return
-            self._mail.append(_Reply(effect, asked_at, outcome, key))
-            self._wake()
-
-    def _take_reply(self, reply: _Reply) -> None:
-        connect = isinstance(reply.effect, events.Connect)
+    def _take_reply(self, reply: Reply) -> None:
+        look = isinstance(reply.question, events.Look)
         match reply.outcome:
             case None:
-                self._feed(events.Accepted())
+                taken = isinstance(reply.question, events.Connect)
+                self._feed(events.Accepted() if taken else events.Unwedged())
             case Trouble() as trouble:
                 # A refused key is tried ever more rarely (OctoPrint logs each try), a new one at once.
                 self._refused_key = reply.key if trouble.kind is Kind.KEY else None
                 ill = _ILLS[trouble.kind]
-                self._feed(
-                    events.Declined(ill, str(trouble)) if connect else events.Untold(ill, str(trouble))
-                )
+                self._feed(events.Untold(ill, str(trouble)) if look else events.Declined(ill, str(trouble)))
             case Answer() as answer:
                 self._refused_key = None
+                self._opening_port = answer.port
+                if answer.restarted or self.state.octo is None or self.state.ill is not None:
+                    self._is_back()
                 if answer.preferred_port != self._preferred:
                     self._preferred = answer.preferred_port
                     self._find()
                 self._feed(self._told(answer, reply.asked_at))
+
+    def _is_back(self) -> None:
+        """OctoPrint answers, for the first time or again: it may be another one."""
+        self._asker.wonder()
+        if self._push is not None:
+            self._push.wake()
 
     def _current_key(self) -> str:
         try:
@@ -645,6 +675,8 @@ class Watcher:
             baudrate=self._settings().baudrate or answer.preferred_baudrate,
             restarted=answer.restarted,
             elsewhere=elsewhere,
+            opening=answer.opening,
+            aside=answer.aside,
         )
 
     def _name_in(self, names: tuple[str, ...]) -> str | None:

@@ -62,8 +62,10 @@ def _unknown(s: State, now: float) -> Account:
 
 def _connecting(s: State, now: float) -> Account:
     if s.octo is Octo.CONNECTING and now - s.octo_since > _STUCK_AFTER:
-        why = f"OctoPrint seems stuck in {s.words!r}: press Disconnect there, then it is tried again"
-        return Account("connecting", why, warn=True)
+        cure = "`portretry-udev retry` gets it out; else press Disconnect and Connect there"
+        stuck = f"is stuck in {s.words!r} again: may its user open the port?"
+        seems = f"seems stuck in {s.words!r}:"
+        return Account("connecting", f"OctoPrint {stuck if s.unwedged else seems} {cure}", warn=True)
     if s.attempt is None:
         # Most connects take less than a second, and then there is nothing to say of them.
         passing = now - s.octo_since < 1.0
@@ -71,9 +73,12 @@ def _connecting(s: State, now: float) -> Account:
     return Account("connecting", "told OctoPrint to connect, waiting until it is operational")
 
 
-def _offline(s: State, now: float) -> Account:  # noqa: PLR0911 - one line a state
+def _offline(s: State, now: float) -> Account:  # noqa: C901, PLR0911 - one line a state
     if not s.configured:
         return Account("unconfigured", s.missing, warn=True)
+    if s.aside is not None:
+        why = f"hands off: {s.aside}; if it is to be, choose the serial connector in OctoPrint"
+        return Account("unconfigured", why)
     if s.node is None:
         return Account("absent", f"waiting for the printer: {s.missing}")
     if s.offered is None:
@@ -100,12 +105,13 @@ def _offline(s: State, now: float) -> Account:  # noqa: PLR0911 - one line a sta
 
 
 def _held(s: State) -> Account:
+    fault = s.fault_words or s.words
     ends = "until the printer is switched off and on, or replugged, or `portretry-udev retry`"
     if opens_with_edge(s):
         ends = "until the printer is replugged, or `portretry-udev retry` (opening the port would reset it)"
     match s.hold:
         case Hold.FAULT:
-            return Account("faulted", f"hands off after a fault ({s.words}) {ends}", warn=True)
+            return Account("faulted", f"hands off after a fault ({fault}) {ends}", warn=True)
         case Hold.WAIT:
             return Account("held", f"start = wait: hands off {ends}")
         case _:
@@ -118,9 +124,17 @@ def _listening(s: State) -> Account:
         why = f"garbage on {s.node.path} at {baudrate(s)} baud: is this its baudrate?"
         return Account("listening", why, warn=True)
     cause = f"OctoPrint lost the printer ({s.words}); " if s.octo in (Octo.LOST, Octo.FAULT) else ""
+    if s.known is False:
+        why = f"another printer answers on {s.node.path} ({s.stranger}), not the configured one: hands off"
+        return Account("listening", why, warn=True)
     passing = s.line is Line.CLOSED  # about to be opened
     why = f"{cause}waiting until the firmware on {s.node.path} answers"
     return Account("listening", why, passing=passing)
+
+
+def freed(s: State) -> str:
+    """What is said when OctoPrint is told to disconnect because it is stuck (promise 9)."""
+    return f"OctoPrint was stuck in {s.words!r} since it could not open the port: told it to disconnect"
 
 
 def _span(seconds: float) -> str:

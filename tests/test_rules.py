@@ -32,11 +32,13 @@ from portretry_udev.events import (
     Remember,
     Started,
     Taken,
+    Tick,
     Untold,
 )
 from portretry_udev.firmware import BAUDRATES, POKE, Sign
 from portretry_udev.rules import (
     ATTEMPT_LIMIT,
+    FIRST_LOOK,
     OWN_RESET,
     QUIET_START,
     Line,
@@ -80,7 +82,6 @@ def held(**scene):
 def listening(**scene):
     """A story told by hand that begins with our end of the port open and nothing heard yet."""
     story = Story(latency=None, answers=False, **scene)
-    story.told(Octo.OFFLINE, after=0)  # asked before the node was found
     story.told(Octo.OFFLINE, after=0)
     story.check(story.state.line is Line.LISTENING)
     return story
@@ -120,6 +121,13 @@ def test_banner():
     story.wait(60)
     story.power_on()
     story.expect(Connect, within=BOOT + 0.05)
+
+
+def test_at_the_start_one_question_will_do():
+    """The device is found before OctoPrint is asked; an answer from before that would be for nothing."""
+    story = Story()
+    story.wait(0.5)
+    story.check(len(story.times(Look)) == 1 + Story.pushes, "and one for what push had not told yet")
 
 
 def test_service_starts_while_connected():
@@ -1087,6 +1095,7 @@ def test_the_answer_comes_too_late():
 def test_a_node_from_after_the_question():
     """An answer is no word on a node that appeared after the question."""
     story = Story(latency=None, plugged=False)
+    story.wait(FIRST_LOOK)
     story.plug()
     with story.nothing(Open):
         story.told(Octo.OFFLINE)
@@ -1468,6 +1477,7 @@ def test_hints_do_not_postpone():
 def test_a_hint_does_not_make_an_old_answer_good():
     """What outdated the question still does."""
     story = Story(latency=None, plugged=False)
+    story.wait(FIRST_LOOK)
     story.plug()
     story.hint()
     with story.nothing(Open):
@@ -1590,6 +1600,8 @@ def test_the_answer_to_nothing():
 def test_untold_before_anything():
     """The very first question fails: nothing is known, nothing is done."""
     state, effects = step(State(Policy()), Started(), 1.0)
+    assert effects == [], "the device is looked for first: one question will do"
+    state, effects = step(state, Tick(), 1.0 + FIRST_LOOK)
     assert effects == [Look()]
     state, effects = step(state, Untold(Ill.SLOW, "no answer"), 2.0)
     assert effects == []

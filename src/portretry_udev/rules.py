@@ -85,6 +85,7 @@ STEADY = 30.0  # connected for so long: earlier failures are forgotten
 DEBOUNCE = 2.0  # OctoPrint 2.0 says "Offline" for a moment right after a connect; facts 2.1
 QUICK_END = 1.5  # what OctoPrint itself gives up takes longer: its shortest timeout is 2 s, facts 7
 ATTEMPT_LIMIT = 90.0  # OctoPrint itself gives up after 40-42 s, facts 2.3
+FIRST_LOOK = 0.05  # the device is found meanwhile; before that OctoPrint's answer would be for nothing
 AFTER_OTHER = 1.0  # somebody else had the port: look again after so long
 EAGER_FOR = 10.0  # after a device event OctoPrint may lag behind: looked at more often
 EAGER_PERIOD = 0.5
@@ -364,7 +365,7 @@ def _on_started(t: _Turn, e: Started) -> None:
         t.do(Remember(Hold.NONE, None))
     if hold is Hold.NONE and t.s.policy.start == "wait":
         hold = Hold.WAIT
-    t.set(hold=hold, hold_identity=e.identity, paused_until=e.paused_until, next_look=t.now)
+    t.set(hold=hold, hold_identity=e.identity, paused_until=e.paused_until, next_look=t.now + FIRST_LOOK)
 
 
 def _on_node(t: _Turn, e: NodeSeen) -> None:

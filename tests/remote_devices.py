@@ -5,14 +5,18 @@ with RemoteDevices(env=bed.env) as devices:
     node = devices.find(path="/dev/ttyACM0")
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import select
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,6 +62,15 @@ class RemoteDevices:
             assert left > 0, f"no uevent with {fields} within {timeout} s, only {self.heard}"
             self.heard += self.ask("read", timeout=left)
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It does nothing for so long."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def __enter__(self) -> Self:
         return self
 
@@ -67,6 +80,13 @@ class RemoteDevices:
         self._process.stdin.close()
         self._process.stdout.close()
         assert self._process.wait(10) == 0
+
+
+def make_the_socket_tiny(devices: Devices) -> None:
+    """Room for one or two events; libudev gives root 128 MiB, and anybody else what the kernel allows."""
+    assert devices._monitor is not None
+    with socket.socket(fileno=os.dup(devices._monitor.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
 
 def _serve() -> None:
@@ -84,8 +104,13 @@ def _serve() -> None:
             answer = [dataclasses.asdict(port) for port in devices.ports()]
         elif what == "events":
             answer = [devices.events, devices.events_why]
+        elif what == "shrink":
+            make_the_socket_tiny(devices)
+        elif what == "seconds":
+            answer = time.process_time()
         elif what == "read":
-            ready.poll(arguments["timeout"] * 1000)
+            due = math.inf if devices.retry_at is None else max(0.0, devices.retry_at - time.monotonic())
+            ready.poll(min(arguments["timeout"], due) * 1000)
             answer = [dataclasses.asdict(uevent) for uevent in devices.read()]
         print(json.dumps(answer), flush=True)  # noqa: T201 - the answer
     devices.close()

@@ -16,10 +16,8 @@ from portretry_udev.devices import Devices, Libudev, Missing, Node, NoLibudevErr
 PROC = "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
 HOST_DEV = "24 27 0:6 / /dev rw,relatime - devtmpfs devtmpfs rw,mode=755\n"
 OWN_DEV = "31 27 0:40 / /dev rw,nosuid - tmpfs tmpfs rw,mode=755\n"
-NETLINK = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"
-KERNEL_SIDE = "00000000a046f688 15  0          00000000 0        0        0     2        0        8\n"
-UDEVD = "00000000f0b5703e 15  13076      00000001 0        0        0     2        0        78088\n"
-OUR_OWN = "00000000f0b5703f 15  13077      00000002 0        0        0     2        0        78089\n"
+SOCKETS = "Num       RefCount Protocol Flags    Type St Inode Path\n"
+UDEVD = "000000006e0b4ad1: 00000002 00000000 00010000 0005 01 23456 /run/udev/control\n"
 
 
 @dataclass(eq=False)
@@ -37,6 +35,7 @@ class FakeDevice:
     properties: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, bytes] = field(default_factory=dict)
     ancestors: tuple["FakeDevice", ...] = ()
+    sys_path: str = "/no/such/folder"
 
     def __len__(self) -> int:
         raise AssertionError("pyudev warns about this, and it is 0 for a device without properties")
@@ -94,9 +93,11 @@ class FakeUdev:
         self.devices = list(devices)
         self.monitors: list[FakeMonitor | Exception] = []
         self.made = 0
+        self.sources: list[str] = []
 
-    def monitor(self) -> FakeMonitor:
+    def monitor(self, source: str) -> FakeMonitor:
         self.made += 1
+        self.sources.append(source)
         following = self.monitors.pop(0) if self.monitors else FakeMonitor()
         if isinstance(following, Exception):
             raise following
@@ -130,7 +131,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/mountinfo").write_text(HOST_DEV)
     (tmp_path / "proc/net").mkdir()
-    (tmp_path / "proc/net/netlink").write_text(NETLINK + KERNEL_SIDE + UDEVD)
+    (tmp_path / "proc/net/unix").write_text(SOCKETS + UDEVD)
     return tmp_path
 
 
@@ -281,7 +282,7 @@ def test_overruns_one_after_another_are_met_ever_more_slowly(devices, udev, cloc
         assert devices.read() == [], "not before its time"
         clock.now = devices.retry_at
         assert devices.read() == [Uevent("lost")]
-        assert devices.retry_at is None
+        assert devices.events == "udev"
 
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
@@ -294,7 +295,7 @@ def test_after_a_calm_minute_an_overrun_is_met_at_once_again(devices, udev, cloc
     clock.now += 60
 
     assert devices.read() == [Uevent("lost")]
-    assert devices.retry_at is None
+    assert devices.events == "udev"
 
 
 @pytest.mark.parametrize(
@@ -354,44 +355,332 @@ def test_closing_gives_every_descriptor_back(udev, root):
 # Whether events can arrive at all
 
 
-@pytest.mark.parametrize(
-    ("surroundings", "reason"),
-    [
-        ((True, HOST_DEV, NETLINK + UDEVD), ""),
-        ((True, OWN_DEV, NETLINK + UDEVD), ""),
-        ((False, HOST_DEV, NETLINK + UDEVD), ""),
-        ((False, OWN_DEV, NETLINK + UDEVD), "/run/udev is not mounted"),
-        ((False, HOST_DEV + OWN_DEV, NETLINK + UDEVD), "/run/udev is not mounted"),
-        ((False, OWN_DEV + HOST_DEV, NETLINK + UDEVD), ""),
-        ((False, "", NETLINK + UDEVD), "/run/udev is not mounted"),
-        ((True, HOST_DEV, NETLINK + KERNEL_SIDE + OUR_OWN), "no udevd is in this network namespace"),
-        ((True, HOST_DEV, None), ""),
-    ],
-    ids=[
-        "host",
-        "container with /run/udev",
-        "container with the host's /dev",
-        "container with its own /dev",
-        "container whose /dev covers the host's",
-        "the host's /dev over another",
-        "no mounts known",
-        "container with its own network",
-        "sockets unknown",
-    ],
-)
-def test_a_silent_libudev_is_found_out(devices, root, surroundings, reason):
-    """Promise 9: libudev says nothing where it hears nothing; its conditions are known here, and told."""
-    control, mounts, sockets = surroundings
-    if not control:
-        (root / "run/udev/control").unlink()
-    (root / "proc/self/mountinfo").write_text(PROC + mounts + PROC)
-    netlink = root / "proc/net/netlink"
-    netlink.unlink() if sockets is None else netlink.write_text(sockets)
+OVER = 3.0  # seconds for which an arrival is watched
+
+
+def into_a_container(root: Path) -> None:
+    """Its own /dev, no /run/udev: udevd cannot be heard, the kernel can."""
+    (root / "run/udev/control").unlink()
+    (root / "proc/self/mountinfo").write_text(OWN_DEV)
+    (root / "dev").mkdir()
+
+
+def test_udevd_is_listened_to_where_it_can_be_heard(devices, udev):
+    """On a host: its events come when the node has its mode and links."""
     devices.start()
 
-    assert devices.events == ("none" if reason else "udev")
-    assert reason in devices.events_why
-    assert bool(reason) == bool(devices.events_why)
+    assert udev.sources == ["udev"]
+    assert (devices.events, devices.events_why) == ("udev", "")
+
+
+def test_the_kernel_is_listened_to_where_udevd_cannot_be_heard(devices, udev, root):
+    """Promise 9: libudev would listen to nothing there, without an error."""
+    into_a_container(root)
+    devices.start()
+
+    assert udev.sources == ["kernel"]
+    assert devices.events == "kernel"
+    assert devices.events_why == (
+        "this looks like a container: /run/udev is not mounted and /dev is not the host's; "
+        "the kernel's own events are used"
+    )
+
+
+def test_where_nothing_can_be_heard_this_is_told(devices, root):
+    """Promise 9: a container with users of its own hears nobody, and it is told what does the work."""
+    (root / "proc/self/uid_map").write_text("0 100000 65536\n")
+    devices.start()
+
+    assert devices.events == "none"
+    assert "the interval do the work" in devices.events_why
+
+
+def test_a_udevd_that_starts_after_us_is_found(devices, udev, root, clock):
+    """Within a minute its events are used, and all is looked at; until then the kernel's are heard."""
+    (root / "proc/net/unix").write_text(SOCKETS)
+    devices.start()
+    (root / "proc/net/unix").write_text(SOCKETS + UDEVD)
+    assert devices.events == "kernel"
+    assert "can be heard" in devices.events_why
+    assert devices.read() == []
+    assert devices.retry_at - clock.now <= 60
+    clock.now = devices.retry_at
+
+    assert devices.read() == [Uevent("lost")]
+    assert udev.sources == ["kernel", "udev"]
+    assert (devices.events, devices.events_why) == ("udev", "")
+
+
+def test_a_udevd_that_ends_for_good_is_done_without(devices, udev, root, clock):
+    """Its end is told at once, and within a minute the kernel's events are used."""
+    devices.start()
+    (root / "proc/net/unix").write_text(SOCKETS)
+    assert devices.events == "none"
+    assert "no udevd" in devices.events_why
+    clock.now = devices.retry_at
+
+    assert devices.read() == [Uevent("lost")]
+    assert udev.sources == ["udev", "kernel"]
+    assert devices.events == "kernel"
+
+
+def test_as_long_as_nothing_changes_a_minute_s_look_costs_no_event(devices, udev, clock):
+    """The look at who can be heard wakes no printer's thread."""
+    devices.start()
+    for _ in range(100):
+        clock.now = devices.retry_at
+        assert devices.read() == []
+
+    assert udev.made == 1
+
+
+# Arrivals that the kernel tells of
+
+
+@pytest.fixture
+def arrival(devices, udev, root) -> Callable[..., None]:
+    """In a container: the kernel says that a device has come."""
+    into_a_container(root)
+    monitor = FakeMonitor()
+    udev.monitors = [monitor]
+    devices.start()
+
+    def say(node: str, action: str = "add", **fields) -> None:
+        monitor.add(port(node, action=action, **fields))
+
+    return say
+
+
+def test_an_arrival_is_told_as_soon_as_its_node_can_be_opened(devices, udev, arrival, pty):
+    """A node that is ready, as to root it is at once, is not waited for."""
+    node = pty()
+    udev.devices = [port(node)]
+    arrival(node)
+
+    assert devices.read() == [Uevent("add", node, (), Path(node).stat().st_rdev)]
+
+
+def test_an_arrival_is_told_again_when_it_has_links(devices, udev, arrival, pty, clock):
+    """The kernel knows no links: a printer named by one is found when the host's udevd has made it."""
+    node = pty()
+    number = Path(node).stat().st_rdev
+    udev.devices = [port(node, is_initialized=False)]
+    arrival(node, is_initialized=False)
+    assert devices.read() == [Uevent("add", node, (), number)]
+    assert devices.retry_at == clock.now + 0.05
+    clock.now += 0.05
+    assert devices.read() == []
+    links = ("/dev/serial/by-id/usb-1",)
+    udev.devices = [port(node, is_initialized=False, device_links=links)]
+    clock.now += 0.05
+
+    assert devices.read() == [Uevent("change", node, links, number)]
+
+
+@pytest.mark.usefixtures("arrival")
+def test_an_arrival_without_a_node_is_told_in_the_end(devices, udev, clock):
+    """In a container that has not been given the node: bounded, and then said with what to give."""
+    gone = FakeDevice(action="add", device_node="/dev/no-such-port", ancestors=usb())
+    udev.devices = [gone]
+    udev.monitors = []
+    devices._monitor.add(gone)
+    assert devices.read() == []
+    assert devices.find(Wanted("/dev/no-such-port")).settling
+    told_at = clock.now + OVER
+    while clock.now < told_at:
+        assert devices.read() == []
+        assert devices.retry_at - clock.now <= 0.05
+        clock.now = devices.retry_at
+
+    assert devices.read() == [Uevent("add", "", (), gone.device_number)]
+    assert devices.retry_at - clock.now > 1, "nothing more is to be seen of it"
+    missing = devices.find(Wanted("/dev/no-such-port"))
+    assert missing == Missing(
+        "/dev/no-such-port is plugged in, but has no node here: in here: `mknod -m 660 /dev/no-such-port "
+        "c 166 0`; a container must also be allowed to use `c 166:*`"
+    )
+
+
+@pytest.fixture
+def nobody(monkeypatch) -> None:
+    """Nothing may be opened; by root, as which tests may run, everything may."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and access(path, mode))
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_node_that_cannot_be_opened_yet_is_settling(devices, udev, arrival, pty, clock):
+    """At the kernel's word a node is root's alone; in a few seconds whoever makes it ours has done so."""
+    node = pty()
+    udev.devices = [port(node, is_initialized=False)]
+    arrival(node, is_initialized=False)
+
+    assert devices.read() == []
+    assert devices.find(Wanted(node)) == Missing(f"udev is still preparing {node}", settling=True)
+    clock.now += OVER
+    assert [uevent.action for uevent in devices.read()] == ["add"]
+    assert isinstance(devices.find(Wanted(node)), Node), "what is wrong with it, an open will say"
+
+
+@pytest.mark.usefixtures("arrival")
+def test_an_arrival_that_goes_again_is_not_told(devices, clock):
+    """Plugged and pulled within the wait: only the removal counts."""
+    arrived = FakeDevice(action="add", device_node="/dev/no-such-port", ancestors=usb())
+    devices._monitor.add(arrived)
+    devices.read()
+    devices._monitor.add(FakeDevice(action="remove", device_node="/dev/no-such-port"))
+
+    assert [uevent.action for uevent in devices.read()] == ["remove"]
+    clock.now += OVER
+    assert devices.read() == []
+
+
+def test_an_arrival_is_watched_also_while_no_monitor_listens(devices, udev, clock, arrival, pty):
+    """Overrun upon overrun, and a device has just come: it is told of, and nothing spins meanwhile."""
+    node = pty()
+    udev.monitors = [FakeMonitor(OVERRUN)]
+    arrival(node, is_initialized=False, device_node="/dev/no-such-port")
+    assert devices.read() == []
+    devices._monitor.add(OVERRUN)
+    assert devices.read() == [Uevent("lost")]
+    told = devices.read()
+    rounds = 0
+    while not told:
+        assert devices.events == "none", "held back"
+        assert devices.retry_at > clock.now
+        clock.now = devices.retry_at
+        told = devices.read()
+        rounds += 1
+
+    assert told == [Uevent("lost")]
+    assert rounds <= 1.0 / 0.05 + 2
+    clock.now += OVER
+    assert [uevent.action for uevent in devices.read()] == ["add"]
+
+
+def test_udevd_s_own_arrivals_are_not_waited_for(devices, udev, pty):
+    """On a host udevd has finished when it speaks."""
+    node = pty()
+    udev.monitors = [FakeMonitor(port(node, action="add", is_initialized=False))]
+    devices.start()
+
+    assert [uevent.action for uevent in devices.read()] == ["add"]
+
+
+# Nodes that a container keeps
+
+
+TTYUSB0, TTYUSB1 = os.makedev(188, 0), os.makedev(188, 1)
+
+
+@pytest.fixture
+def kept(root, pty, monkeypatch) -> str:
+    """A node in a container, for a number of our choice: 188:0."""
+    into_a_container(root)
+    node = pty()
+    real = Path.stat
+
+    def stat(self, **options):
+        status = real(self, **options)
+        return os.stat_result((*status[:10],), {"st_rdev": TTYUSB0}) if str(self) == node else status
+
+    monkeypatch.setattr(Path, "stat", stat)
+    return node
+
+
+def test_a_node_without_its_device_is_an_absent_printer(devices, udev, kept):
+    """PortRetry's case: a container keeps the node though the printer is off; sysfs knows better."""
+    udev.devices = [FakeDevice("ttyS0", "/dev/ttyS0", os.makedev(4, 64), ancestors=usb(driver="serial"))]
+    udev.devices[0].ancestors = (FakeDevice(driver="serial"),)
+
+    assert devices.find(Wanted(kept)).why == (
+        f"{kept} is only a node, no device 188:0 is there: the printer is unplugged or switched off"
+    )
+
+
+def test_a_stale_node_is_recognised_and_named_with_its_cure(devices, udev, kept):
+    """The printer has come back as ttyUSB1: that is said, and what to write."""
+    udev.devices = [FakeDevice("ttyUSB1", "/dev/no-such-port", TTYUSB1, ancestors=usb())]
+    said = (
+        f"{kept} is stale: it is for device 188:0, ttyUSB1 is 188:1; "
+        f"in here: `rm {kept}; mknod -m 660 {kept} c 188 1`"
+    )
+
+    assert devices.find(Wanted(kept)).why == said
+    assert devices.find(Wanted(kept, {"serial": "CZPX1"})).why == said
+
+
+def test_a_stale_node_is_not_said_to_be_a_neighbour(devices, udev, kept):
+    """Which of two other printers it should be nobody knows; with `match` it is known not to be one."""
+    udev.devices = [
+        FakeDevice(f"ttyUSB{n}", f"/dev/no-such-port{n}", os.makedev(188, n), ancestors=usb(f"S{n}"))
+        for n in (1, 2)
+    ]
+
+    assert "only a node" in devices.find(Wanted(kept)).why
+    assert "only a node" in devices.find(Wanted(kept, {"serial": "CZPX1"})).why
+    assert "ttyUSB2 is 188:2" in devices.find(Wanted(kept, {"serial": "S2"})).why
+
+
+def test_a_stale_node_that_is_made_right_is_the_printer(devices, udev, kept):
+    """Recovered from without a restart: the next look takes it."""
+    udev.devices = [FakeDevice("ttyUSB1", "/dev/no-such-port", TTYUSB1, ancestors=usb())]
+    assert isinstance(devices.find(Wanted(kept)), Missing)
+    udev.devices = [FakeDevice("ttyUSB0", kept, TTYUSB0, ancestors=usb())]
+
+    assert devices.find(Wanted(kept)).number == TTYUSB0
+
+
+def test_a_printer_plugged_in_anew_behind_a_kept_node_has_another_identity(devices, udev, kept, tmp_path):
+    """Off and on between two looks, with no event: the node is the same, the device is not."""
+    identities = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        udev.devices = [FakeDevice("ttyUSB0", kept, TTYUSB0, ancestors=usb(), sys_path=str(tmp_path / name))]
+        identities |= {devices.find(Wanted(kept)).identity for _ in range(2)}
+
+    assert len(identities) == 2
+
+
+def test_where_sysfs_is_hidden_a_node_is_taken_as_it_is(devices, kept):
+    """Nothing can be said of what is plugged in; the open will tell."""
+    assert isinstance(devices.find(Wanted(kept)), Node)
+
+
+def test_a_node_of_another_name_is_found_by_its_number(devices, udev, root, pty):
+    """`docker run --device /dev/ttyACM0:/dev/printer`: a match finds it, and an arrival names it."""
+    into_a_container(root)
+    node = pty()
+    (root / "dev/printer").symlink_to(node)
+    device = FakeDevice("ttyACM0", "/dev/no-such-port", Path(node).stat().st_rdev, ancestors=usb())
+    udev.devices = [device]
+    udev.monitors = [FakeMonitor(FakeDevice(**(vars(device) | {"action": "add"})))]
+    devices.start()
+
+    assert devices.find(Wanted(match={"serial": "CZPX1"})).real == node
+    assert [uevent.node for uevent in devices.read()] == [str(root / "dev/printer")]
+
+
+def test_two_boards_that_share_a_name_are_not_taken_by_it(devices, udev, pty, tmp_path):
+    """Promise 7: two CH340 have one by-id link, and it leads to the one that was plugged in last."""
+    one, two = pty(), pty()
+    (tmp_path / "by-id").mkdir()
+    link = tmp_path / "by-id/usb-1a86_USB_Serial-if00-port0"
+    link.symlink_to(two)
+    boards = [
+        port(node, ancestors=usb(None, "1a86", "7523"), device_links=(f"/dev/serial/by-path/{n}",))
+        for n, node in enumerate((one, two))
+    ]
+    udev.devices = boards
+
+    assert devices.find(Wanted(str(link))).why == (
+        f"{link} means 2 boards; set `port` to one of /dev/serial/by-path/0, /dev/serial/by-path/1"
+    )
+    assert isinstance(devices.find(Wanted(two)), Node), "by its node or by-path link it is one"
+    udev.devices = boards[1:]
+    assert isinstance(devices.find(Wanted(str(link))), Node), "alone it has the name for itself"
+    udev.devices = [port(one, ancestors=usb("A1")), port(two, ancestors=usb("A2"))]
+    assert isinstance(devices.find(Wanted(str(link))), Node), "serial numbers make names of their own"
 
 
 # Looking for a device by its path
@@ -670,24 +959,32 @@ def test_twins_are_told_apart_by_their_sockets(devices, udev, pty):
     )
 
 
-def test_a_device_whose_node_is_not_in_dev_is_told(devices, udev):
+def test_a_device_whose_node_is_not_in_dev_is_told(devices, udev, root):
     """A container sees the host's /sys, but a node plugged in later is not in its /dev."""
     udev.devices = [FakeDevice(device_node="/dev/no-such-port", ancestors=usb())]
 
-    assert devices.find(Wanted(match={"serial": "CZPX1"})).why == (
-        "/dev/no-such-port fits serial=CZPX1, but that node is not in /dev: a container must be given it"
-    )
+    into_a_container(root)
+    (root / ".dockerenv").touch()
+
+    for wanted in (Wanted(match={"serial": "CZPX1"}), Wanted("/dev/no-such-port")):
+        assert devices.find(wanted) == Missing(
+            "/dev/no-such-port is plugged in, but has no node here: "
+            "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"
+        )
 
 
 def test_a_name_that_has_passed_to_another_device_is_not_taken(devices, udev, pty):
     """Promise 7: a stale node of the right name and another number is a neighbour's printer."""
     node = pty()
+    number = Path(node).stat().st_rdev
     udev.devices = [
-        port(node, device_number=os.makedev(188, 7)),
-        port(node, subsystem="tty", device_node=None, ancestors=usb("NEIGHBOUR")),
+        port(node, sys_name="ttyUSB7", device_number=os.makedev(188, 7)),
+        port(node, device_node=None, ancestors=usb("NEIGHBOUR")),
     ]
 
-    assert "its serial is NEIGHBOUR, not CZPX1" in devices.find(Wanted(match={"serial": "CZPX1"})).why
+    assert f"{node} is stale: it is for device 136:{os.minor(number)}, ttyUSB7 is 188:7" in (
+        devices.find(Wanted(match={"serial": "CZPX1"})).why
+    )
 
 
 def test_an_unknown_key_is_refused():
@@ -784,6 +1081,7 @@ NODE = Node("/dev/serial/by-id/usb-1", "/dev/ttyACM0", os.makedev(166, 0), 1, mo
         (Uevent("add", "/dev/ttyACM1", (), os.makedev(166, 1)), NODE.path, NODE, False),
         (ACM, None, None, True),
         (Uevent("lost"), "/dev/ttyACM1", None, True),
+        (Uevent("add", "", (), os.makedev(166, 1)), "/dev/ttyACM0", None, True),
     ],
     ids=[
         "its node",
@@ -798,6 +1096,7 @@ NODE = Node("/dev/serial/by-id/usb-1", "/dev/ttyACM0", os.makedev(166, 0), 1, mo
         "the neighbour",
         "matched by properties",
         "events were lost",
+        "it has no node in here",
     ],
 )
 def test_an_event_is_ours_by_node_link_or_number(uevent, path, node, ours):

@@ -168,6 +168,18 @@ class Testbed:
         for syspath in (acm.syspath, *acm._parents):
             self._tell("remove", syspath)
 
+    def leave(self, node: str, number: int) -> None:
+        """Put a node there that nobody looks after, as a container keeps it: its number may be another's.
+
+        It can be looked at, not opened.
+        """
+        self._link(node, "/dev/null")
+        self._note_number(node, number)
+
+    def take(self, node: str) -> None:
+        """Take a node away though its device stays, as a container does not have it."""
+        self._inside(node).unlink(missing_ok=True)
+
     def dev_fd(self, acm: Acm) -> int:
         """The firmware's end of the pty that `add_acm` made; it is closed by `remove`.
 
@@ -202,16 +214,16 @@ class Testbed:
         links = (acm.by_id, acm.by_path)
         for link in links:
             self._link(link, os.path.relpath(acm.node, Path(link).parent))
-            # What stat() of the path says of its number; libumockdev writes it for the node alone.
-            note = self._inside("/dev/.node") / link.removeprefix("/dev/").replace("/", "_")
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.unlink(missing_ok=True)
-            note.symlink_to(_number(acm.number))
+            self._note_number(link, acm.number)
         database = self._inside(_database(acm.number))
         database.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"S:{link.removeprefix('/dev/')}" for link in links] + ["I:1"]
         lines += [f"E:{key}={value}" for key, value in properties.items()]
         database.write_text("\n".join(lines) + "\n")
+
+    def _note_number(self, path: str, number: int) -> None:
+        """What stat() of the path says of its number; libumockdev writes it for a device's node alone."""
+        self._link("/dev/.node/" + path.removeprefix("/dev/").replace("/", "_"), _number(number))
 
     def _link(self, path: str, target: str) -> None:
         inside = self._inside(path)

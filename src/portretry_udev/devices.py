@@ -3,12 +3,14 @@
 Knows nodes, links, USB identities and uevents.  Must not open a port, decide anything, or know OctoPrint:
 it says what is there and what has changed, and the rules do the rest.
 
-Three facts shape it:
+Four facts shape it:
 
 * A monitor that has overrun raises for ever (pyudev looks at POLLERR before it reads), so it is thrown away,
   a new one is started, and the caller is told to look at everything again (`Uevent.lost`).
 * Where udevd cannot be heard (most containers) libudev raises nothing and stays silent for ever.
-  `Devices.events` finds that out from the same conditions that libudev and the kernel go by.
+  `surroundings` foretells that, and the kernel's own events are listened to instead.
+* The kernel's events come before a node has its mode and links, and do not name the links.  An arrival is
+  told when the node can be opened, and again when its links have changed, for a few seconds.
 * udev's database tells a device apart only when udevd has finished with it.  Until then a node has
   neither its links nor its permissions: it is *settling*.
 """
@@ -19,13 +21,16 @@ import select
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol, Self
 
 import pyudev
+
+from portretry_udev.matching import HEX_KEYS, KEYS, Candidate, Unchosen, choose, nameless, unfit
+from portretry_udev.surroundings import Hearing, Surroundings
 
 # Key of `Wanted.match` -> the udev property that 60-serial.rules and usb_id set, and the USB attribute in
 # sysfs that stands in where there is no udev database (containers).
@@ -37,8 +42,7 @@ _PROPERTY = {
     "interface": "ID_USB_INTERFACE_NUM",
 }
 _USB_ATTRIBUTE = {"serial": "serial", "vendor": "idVendor", "product": "idProduct"}
-MATCH_KEYS = frozenset(_PROPERTY)
-_HEX_KEYS = frozenset({"vendor", "product", "interface"})
+MATCH_KEYS = KEYS
 
 # Majors of ptys (the kernel's Documentation/admin-guide/devices.txt): 136-143 Unix98 slaves, 3 BSD slaves.
 _PTY_MAJORS = frozenset({3, *range(136, 144)})
@@ -47,6 +51,14 @@ _PTY_MAJORS = frozenset({3, *range(136, 144)})
 # udevd and nobody ran `udevadm trigger`, or udevd is dead and has left its control socket behind.
 _SETTLE = 10.0  # seconds
 
+# After the kernel's word of a new device: how long its node is watched for mode and links, and how often.
+# udevd takes 50 ms (measured), on a busy Raspberry Pi more; in a container nobody may ever make any.
+_ARRIVAL = 3.0  # seconds
+_ARRIVAL_PERIOD = 0.05  # seconds
+
+# How often it is asked anew which events can arrive: udevd may start, or end, after us.
+_RECHECK = 60.0  # seconds
+
 # A first overrun is met at once.  If another follows within a minute, pauses of 1, 2, 4 .. 60 seconds keep
 # a storm of uevents from becoming a storm of enumerations; the interval looks meanwhile.
 _FIRST_PAUSE = 1.0  # seconds
@@ -54,8 +66,6 @@ _LONGEST_PAUSE = 60.0  # seconds
 _CALM = 60.0  # seconds
 
 _AT_MOST = 1000  # uevents a read; the rest keeps the descriptor readable
-_UEVENT_PROTOCOL = "15"  # NETLINK_KOBJECT_UEVENT in <linux/netlink.h>
-_KERNEL_GROUP = 1  # the multicast group that udevd itself listens to
 
 
 class NoLibudevError(Exception):
@@ -71,6 +81,7 @@ class Device(Protocol):
     action: str | None
     subsystem: str | None
     sys_name: str
+    sys_path: str
     driver: str | None
     device_node: str | None
     device_number: int
@@ -101,8 +112,8 @@ class Monitor(Protocol):
 class Udev(Protocol):
     """The seam for tests: all that is ever asked of libudev."""
 
-    def monitor(self) -> Monitor:
-        """Give a started monitor of tty uevents; raises OSError or ValueError."""
+    def monitor(self, source: str) -> Monitor:
+        """Give a started monitor of tty uevents, udevd's or the kernel's; raises OSError or ValueError."""
 
     def by_number(self, number: int) -> Device | None:
         """Give the character device of that number, if the kernel has one."""
@@ -124,9 +135,9 @@ class Libudev:
         except ImportError as error:
             raise NoLibudevError("libudev is missing: install it with `apt install libudev1`") from error
 
-    def monitor(self) -> Monitor:
-        """See `Udev.monitor`.  Source "udev": at the kernel's own event the node is still root's alone."""
-        monitor = pyudev.Monitor.from_netlink(self._context, source="udev")
+    def monitor(self, source: str) -> Monitor:
+        """See `Udev.monitor`."""
+        monitor = pyudev.Monitor.from_netlink(self._context, source=source)
         monitor.filter_by("tty")
         monitor.start()
         return monitor  # type: ignore[no-any-return]
@@ -178,6 +189,8 @@ class Node:
         serial: the USB serial number.
         links: all links that udev has made to it, by-id before by-path.
         driver: the kernel driver, such as cdc_acm or ch341-uart.
+        appearance: of the device behind the node, as a number; one that was plugged in anew has another, also
+            behind a node that a container keeps for ever.
     """
 
     path: str
@@ -189,11 +202,12 @@ class Node:
     serial: str | None = None
     links: tuple[str, ...] = ()
     driver: str | None = None
+    appearance: int = 0
 
     @property
     def identity(self) -> tuple[int, int, str]:
-        """Unequal in two looks: the node was made anew in between."""
-        return (self.number, self.inode, self.real)
+        """Unequal in two looks: the node, or the device behind it, was made anew in between."""
+        return (self.number, self.appearance << 64 | self.inode, self.real)  # inodes have 64 bits at most
 
 
 @dataclass(frozen=True)
@@ -230,7 +244,7 @@ class Uevent:
 
     Attributes:
         action: udev's word: add, change, remove, ..; or "lost": events were dropped, look at everything.
-        node: such as /dev/ttyACM0.
+        node: such as /dev/ttyACM0; empty if it has none in here.
         links: the links to it; a removal still carries those that have just gone.
         number: major and minor (st_rdev).
     """
@@ -252,12 +266,28 @@ class Uevent:
             path: as configured; None if the printer is matched by its properties: then every event may be.
             node: the printer's node as last seen, if it was there.
         """
-        if self.lost or path is None:
+        if self.lost or path is None or not self.node:  # without a node: ours may be a stale one of it
             return True
         if node is not None and (self.node == node.real or self.number == node.number):
             return True
         path = os.path.normpath(path)
         return path == self.node or path in self.links or os.path.realpath(path) == self.node
+
+
+@dataclass
+class _Arrival:
+    """A device that the kernel has told of, whose node may not be ready.
+
+    Attributes:
+        since: when it was told of (monotonic seconds), as all times here.
+        told: the links it had when we told of it; None: not yet.
+        look_at: when to look at it next.
+    """
+
+    device: Device
+    since: float
+    told: tuple[str, ...] | None = None
+    look_at: float = 0.0
 
 
 class Devices:
@@ -281,7 +311,8 @@ class Devices:
         self, udev: Udev | None = None, root: str = "/", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._udev = udev if udev is not None else Libudev()
-        self._root = Path(root)
+        self._here = Surroundings(root)
+        self._dev = Path(root) / "dev"
         self._clock = clock
         # libudev objects of one context must not be used by two threads at once (libudev(3)).
         self._lock = threading.Lock()
@@ -289,11 +320,13 @@ class Devices:
         # selector that has registered the old number would go deaf without an error.
         self._epoll = select.epoll()
         self._monitor: Monitor | None = None
+        self._source: Literal["udev", "kernel"] = "udev"
         self._trouble = "the monitor has not been started"
         self._retry_at: float | None = None
         self._since = 0.0
         self._pause = 0.0
         self._unsettled: dict[tuple[int, int], float] = {}
+        self._arrivals: dict[int, _Arrival] = {}
 
     def start(self) -> None:
         """Begin to listen.
@@ -308,6 +341,7 @@ class Devices:
         with self._lock:
             self._drop("the monitor is closed")
             self._retry_at = None
+            self._arrivals.clear()
             self._epoll.close()
 
     def __enter__(self) -> Self:
@@ -322,47 +356,96 @@ class Devices:
 
     @property
     def retry_at(self) -> float | None:
-        """When to call `read` though nothing was heard (monotonic seconds); None while listening."""
-        return self._retry_at
+        """When to call `read` though nothing was heard (monotonic seconds); None before the start."""
+        looks = [arrival.look_at for arrival in self._arrivals.values()]
+        return min(looks, default=self._retry_at)
 
     def read(self) -> list[Uevent]:
         """All uevents since the last call, oldest first; never waits, and never raises for a broken monitor.
 
-        An event with `lost` set comes last and *after* a new monitor has begun to listen: a look at
-        everything that follows it misses nothing.
+        An event with `lost` set comes *after* a new monitor has begun to listen: a look at everything that
+        follows it misses nothing.
         """
         with self._lock:
-            if self._monitor is None:
-                due = self._retry_at is not None and self._clock() >= self._retry_at
-                return [Uevent("lost")] if due and self._listen() else []
-            uevents: list[Uevent] = []
-            try:
-                uevents.extend(_heard(self._monitor))
-            # ValueError is pyudev's word for EINVAL: a message that was cut short.
-            except (OSError, ValueError) as error:
-                trouble = f"device events were lost ({error}); listening again soon"
-            else:
-                return uevents
-            # Not in the handler: there the traceback would keep the old monitor, and so its socket, alive.
-            self._drop(trouble)
-            if self._hold_back() or not self._listen():
-                return uevents
-            return [*uevents, Uevent("lost")]
+            return [*self._news(), *self._arrived()]
+
+    def _news(self) -> list[Uevent]:
+        """What the monitor has; it is made anew when it is broken, or when another source is better."""
+        due = self._retry_at is not None and self._clock() >= self._retry_at
+        if self._monitor is None:
+            return [Uevent("lost")] if due and self._listen() else []
+        if due:
+            self._retry_at = self._clock() + _RECHECK
+            if self._source != self._better_source():
+                return [Uevent("lost")] if self._listen() else []
+        uevents: list[Uevent] = []
+        try:
+            uevents.extend(self._heard(self._monitor))
+        # ValueError is pyudev's word for EINVAL: a message that was cut short.
+        except (OSError, ValueError) as error:
+            trouble = f"device events were lost ({error}); listening again soon"
+        else:
+            return uevents
+        # Not in the handler: there the traceback would keep the old monitor, and so its socket, alive.
+        self._drop(trouble)
+        if self._hold_back() or not self._listen():
+            return uevents
+        return [*uevents, Uevent("lost")]
+
+    def _heard(self, monitor: Monitor) -> Iterator[Uevent]:
+        for _ in range(_AT_MOST):
+            device = monitor.poll(0)
+            if device is None:
+                return
+            # The kernel's filter works on hashes and lets strangers pass (device-monitor.c).
+            if device.subsystem != "tty":
+                continue
+            number = device.device_number
+            self._arrivals.pop(number, None)
+            if self._source == "kernel" and device.action == "add":
+                self._arrivals[number] = _Arrival(device, self._clock())
+                continue
+            node, links = device.device_node or "", tuple(device.device_links)
+            yield Uevent(device.action or "change", node, links, number)
+
+    def _arrived(self) -> list[Uevent]:
+        """Tell of new devices that can be opened by now, and of those whose links have changed since."""
+        uevents = []
+        now = self._clock()
+        for number, arrival in list(self._arrivals.items()):
+            if now < arrival.look_at:
+                continue
+            arrival.look_at = now + _ARRIVAL_PERIOD
+            now_there = self._udev.by_number(number)
+            device = arrival.device if now_there is None else now_there
+            node, links, over = self._node_of(device), _links(device), now >= arrival.since + _ARRIVAL
+            if links != arrival.told and (over or (node and _openable(node))):
+                action = "add" if arrival.told is None else "change"
+                uevents.append(Uevent(action, node or "", links, number))
+                arrival.told = links
+            if over or (arrival.told is not None and device.is_initialized):
+                del self._arrivals[number]
+        return uevents
 
     def _listen(self) -> bool:
         """Make a new monitor; False, with a time to try again, if that is impossible."""
         self._drop("")
+        self._source = self._better_source()
         try:
-            monitor = self._udev.monitor()
+            monitor = self._udev.monitor(self._source)
         except (OSError, ValueError) as error:
             self._trouble = f"device events cannot be received here: {error}"
             self._wait()
             return False
         self._epoll.register(monitor.fileno(), select.EPOLLIN)
         self._monitor = monitor
-        self._retry_at = None
         self._since = self._clock()
+        self._retry_at = self._since + _RECHECK
         return True
+
+    def _better_source(self) -> Literal["udev", "kernel"]:
+        """Choose udevd's events where they can be heard: at the kernel's own a node is still root's alone."""
+        return "udev" if self._here.hearing().events == "udev" else "kernel"
 
     def _hold_back(self) -> bool:
         """Whether the monitor was lost again so soon that the next one has to wait."""
@@ -386,34 +469,27 @@ class Devices:
         self._trouble = why
 
     @property
-    def events(self) -> Literal["udev", "none"]:
-        """Whether uevents can arrive here at all."""
-        return "none" if self.events_why else "udev"
+    def events(self) -> Literal["udev", "kernel", "none"]:
+        """Whose uevents arrive here: udevd's, the kernel's, or none at all."""
+        return self._hearing().events
 
     @property
     def events_why(self) -> str:
-        """Why no uevents can arrive here, for people; empty if they can.
+        """Why udevd's uevents do not arrive here, for people; empty if they do."""
+        return self._hearing().why
 
-        The conditions are libudev's own (device_monitor_new_full: without /run/udev/control it listens
-        only if /dev is a devtmpfs) and the kernel's (multicasts stay in their network namespace).  One case
-        is not found: a user namespace of 65536 ids in the host's network, where libudev drops all messages.
-        """
+    def _hearing(self) -> Hearing:
+        """What `surroundings` foretells, as far as we listen to it."""
         if self._monitor is None:
-            return self._trouble
-        if not (self._udevd_is_here() or _is_devtmpfs(self._root / "proc/self/mountinfo")):
-            return (
-                "this looks like a container: /run/udev is not mounted and /dev is not the host's, "
-                "so libudev listens to nothing; the interval does the work"
-            )
-        if not _has_udevd(self._root / "proc/net/netlink"):
-            return (
-                "no udevd is in this network namespace: it is not running, or this is a container "
-                "with a network of its own; the interval does the work"
-            )
-        return ""
-
-    def _udevd_is_here(self) -> bool:
-        return os.access(self._root / "run/udev/control", os.F_OK)
+            return Hearing("none", self._trouble)
+        can = self._here.hearing()
+        if can.events == self._source == "kernel":
+            return Hearing("kernel", f"{can.why}; the kernel's own events are used")
+        if can.events == "udev" and self._source == "kernel":
+            return Hearing("kernel", "udevd can be heard since a moment ago; its events will be used soon")
+        if can.events == "kernel":
+            return Hearing("none", f"{can.why}; the kernel's own events will be used soon")
+        return can
 
     def find(self, wanted: Wanted) -> Node | Missing:
         """Look for the wanted device; nothing is opened.
@@ -433,44 +509,126 @@ class Devices:
             # Of `real`, not of `path`: a link that is moved between the two must not mix two devices.
             status = Path(real).stat()
         except FileNotFoundError:
-            return Missing(f"{path} is not there: the printer is unplugged or switched off")
+            return self._absent(path, real)
         except OSError as error:
             return Missing(f"{path} cannot be looked at: {error.strerror}")
         device = self._udev.by_number(status.st_rdev) if stat.S_ISCHR(status.st_mode) else None
         if not stat.S_ISCHR(status.st_mode) or (device is not None and device.subsystem != "tty"):
             return Missing(f"{path} is not a serial port")
-        if device is not None and self._settles(device, status):
-            return Missing(f"udev is still preparing {path}", settling=True)
-        if unfit := _unfit(device, match):
-            return Missing(f"{path} is another device: its {unfit}")
+        if missing := self._refused(path, real, status, device, match):
+            return missing
         return _node(path, real, status, device)
+
+    def _refused(
+        self, path: str, real: str, status: os.stat_result, device: Device | None, match: Mapping[str, str]
+    ) -> Missing | None:
+        """Why a node that is a serial port's is not handed out."""
+        if device is None:
+            if os.major(status.st_rdev) not in _PTY_MAJORS and self._sees_devices():
+                return self._stale(real, status.st_rdev, self._replacement(match))
+        elif self._settles(device, real, status):
+            return Missing(f"udev is still preparing {path}", settling=True)
+        elif _is_udevs(path) and not _is_udevs(real) and device.device_node != real:
+            # The link was made where nodes have the kernel's names.  This node has one that is another's.
+            return self._stale(real, status.st_rdev, self._named(real))
+        if complaint := unfit(_traits(device) if device is not None else {}, match):
+            return Missing(f"{path} is another device: its {complaint}")
+        if device is not None and "/by-id/" in path and "path" not in match:
+            return self._twins(path, device)
+        return None
 
     def _by_match(self, match: Mapping[str, str]) -> Node | Missing:
         ports = self._real_ports()
-        fits = [port for port in ports if not _unfit(port, match)]
-        wish = " ".join(f"{key}={value}" for key, value in match.items())
-        if len(fits) > 1:
-            return Missing(f"{len(fits)} serial ports fit {wish}: {_apart(fits)}")
-        if not fits:
+        chosen = choose(map(_candidate, ports), match)
+        if isinstance(chosen, Unchosen):
             # udevd may still be finding out the very properties that are asked for.
-            settling = any(self._unready(port) for port in ports)
-            return Missing(f"no serial port fits {wish}: the printer is unplugged or switched off", settling)
-        node = fits[0].device_node or ""
-        if not os.access(node, os.F_OK):
-            return Missing(f"{node} fits {wish}, but that node is not in /dev: a container must be given it")
-        # With `match` again: the name may have passed to another device since.
-        return self._by_path(node, match)
+            settling = not chosen.fits and any(self._unready(port) for port in ports)
+            return Missing(chosen.why, settling)
+        device = next(port for port in ports if port.device_node == chosen.node)
+        if node := self._node_of(device):
+            # With `match` again: the name may have passed to another device since.
+            return self._by_path(node, match)
+        return self._without_node(device)
+
+    def _absent(self, path: str, real: str) -> Missing:
+        """There is no such node.  In a container the device may be there all the same."""
+        device = None if self._here.dev_is_the_kernels() else self._named(real)
+        if device is None:
+            return Missing(f"{path} is not there: the printer is unplugged or switched off")
+        return self._without_node(device)
+
+    def _without_node(self, device: Device) -> Missing:
+        """The device is plugged in, but nothing in /dev leads to it."""
+        node, number = device.device_node or "", device.device_number
+        if (stale := _number(node)) is not None:
+            return self._stale(node, stale, device)
+        return Missing(
+            f"{node} is plugged in, but has no node here: {self._here.cure(node, number)}",
+            settling=number in self._arrivals,
+        )
+
+    def _stale(self, real: str, number: int, instead: Device | None) -> Missing:
+        """The node is there, but not the device that it is for."""
+        if instead is None:
+            return Missing(
+                f"{real} is only a node, no device {_text_of(number)} is there: "
+                "the printer is unplugged or switched off"
+            )
+        return Missing(
+            f"{real} is stale: it is for device {_text_of(number)}, {instead.sys_name} is "
+            f"{_text_of(instead.device_number)}; {self._here.renewal(real, instead.device_number)}"
+        )
+
+    def _replacement(self, match: Mapping[str, str]) -> Device | None:
+        """What a stale node should be for: what fits, or the only USB port that has no node here."""
+        ports = self._real_ports()
+        if match:
+            fits = [port for port in ports if not unfit(_traits(port), match)]
+        else:
+            fits = [port for port in ports if _usb(port) is not None and self._node_of(port) is None]
+        return fits[0] if len(fits) == 1 else None
+
+    def _named(self, node: str) -> Device | None:
+        return next((port for port in self._real_ports() if port.device_node == node), None)
+
+    def _twins(self, path: str, device: Device) -> Missing | None:
+        """Two boards without serial numbers share one name in by-id, and the last one plugged in has it."""
+        ours = _by_id_traits(device)
+        if not nameless(ours):
+            return None
+        twins = [port for port in self._real_ports() if _by_id_traits(port) == ours]
+        if len(twins) <= 1:
+            return None
+        names = (_candidate(port).by_path or port.device_node or "" for port in twins)
+        return Missing(f"{path} means {len(twins)} boards; set `port` to one of {', '.join(names)}")
+
+    def _node_of(self, device: Device) -> str | None:
+        """Its node in here.  By its number: a container may call it anything (`docker run --device A:B`)."""
+        number = device.device_number
+        if device.device_node and _number(device.device_node) == number:
+            return device.device_node
+        if self._here.dev_is_the_kernels():
+            return None
+        nodes = (*sorted(self._dev.glob("*")), *sorted(self._dev.glob("serial/by-*/*")))
+        return next((str(node) for node in nodes if _number(node) == number), None)
+
+    def _sees_devices(self) -> bool:
+        """Whether /sys is shown: where it is hidden, nothing can be said of what is plugged in."""
+        return next(iter(self._udev.ttys()), None) is not None
 
     def _unready(self, device: Device) -> bool:
+        node = device.device_node or ""
         try:
-            return self._settles(device, Path(device.device_node or "").stat())
+            return self._settles(device, node, Path(node).stat())
         except OSError:
             return False
 
-    def _settles(self, device: Device, status: os.stat_result) -> bool:
-        """Whether udevd runs and has yet to finish with this device; true for `_SETTLE` seconds at most."""
+    def _settles(self, device: Device, real: str, status: os.stat_result) -> bool:
+        """Whether somebody has yet to finish with this device; true for a few seconds at most."""
+        if status.st_rdev in self._arrivals and not _openable(real):
+            return True
         key = (status.st_rdev, status.st_ino)
-        if device.is_initialized or not self._udevd_is_here():
+        if device.is_initialized or not self._here.udevd_is_here():
             self._unsettled.pop(key, None)
             return False
         return self._clock() - self._unsettled.setdefault(key, self._clock()) < _SETTLE
@@ -514,7 +672,21 @@ def _node(path: str, real: str, status: os.stat_result, device: Device | None) -
         traits.get("serial"),
         _links(device),
         _driver(device),
+        _appearance(device),
     )
+
+
+def _appearance(device: Device) -> int:
+    """The inode of a device's folder in sysfs; the kernel counts them up, and gives none twice in a row."""
+    try:
+        return Path(device.sys_path).stat().st_ino
+    except OSError:
+        return 0
+
+
+def _candidate(device: Device) -> Candidate:
+    by_path = next((link for link in _links(device) if "/by-path/" in link), None)
+    return Candidate(device.device_node or "", _traits(device), by_path)
 
 
 def _port(device: Device) -> Port:
@@ -570,12 +742,22 @@ def _traits(device: Device) -> dict[str, str]:
     if not traits["interface"]:
         numbers = (each.attributes.get("bInterfaceNumber") for each in device.ancestors)
         traits["interface"] = next((_text(number) for number in numbers if number), None)
-    return {key: value.lower() if key in _HEX_KEYS else value for key, value in traits.items() if value}
+    return {key: value.lower() if key in HEX_KEYS else value for key, value in traits.items() if value}
+
+
+def _by_id_traits(device: Device) -> dict[str, str]:
+    """What the name in /dev/serial/by-id is made of (60-serial.rules)."""
+    traits = {key: value for key, value in _traits(device).items() if key != "path"}
+    return traits | {"name": _usb_attribute(device, "product") or ""}
+
+
+def _usb(device: Device) -> Device | None:
+    """The USB device a port belongs to, not the hubs above it: they have serials too."""
+    return next((each for each in device.ancestors if each.attributes.get("idVendor")), None)
 
 
 def _usb_attribute(device: Device, name: str) -> str | None:
-    """An attribute of the USB device a port belongs to, not of the hubs above it: they have serials too."""
-    usb = next((each for each in device.ancestors if each.attributes.get("idVendor")), None)
+    usb = _usb(device)
     value = usb.attributes.get(name) if usb is not None else None
     return _text(value) if value else None
 
@@ -584,67 +766,27 @@ def _text(value: bytes) -> str:
     return value.decode(errors="replace").strip()
 
 
-def _unfit(device: Device | None, match: Mapping[str, str]) -> str:
-    """The first key that does not fit, with what is there instead; empty if all fit."""
-    if not match:
-        return ""
-    traits = _traits(device) if device is not None else {}
-    for key, wish in match.items():
-        found = traits.get(key)
-        if found is None:
-            return f"{key} is unknown, not {wish}"
-        if _plain(key, found) != _plain(key, wish):
-            return f"{key} is {found}, not {wish}"
-    return ""
+def _is_udevs(path: str) -> bool:
+    return os.path.normpath(path).startswith("/dev/serial/")
 
 
-def _plain(key: str, value: str) -> str:
-    if key in _HEX_KEYS:
-        return value.lower().removeprefix("0x").lstrip("0")
-    return "_".join(value.split())  # as udev writes blanks in a serial number
+def _number(node: str | Path) -> int | None:
+    """Major and minor of a node that is there."""
+    try:
+        status = Path(node).stat()
+    except OSError:
+        return None
+    return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
 
-def _apart(devices: Sequence[Device]) -> str:
-    """Name the devices, and what a person could add to `match` to mean one of them."""
-    nodes = [device.device_node or "" for device in devices]
-    traits = [_traits(device) for device in devices]
-    for key in ("serial", "path", "interface", "product", "vendor"):
-        values = [each.get(key, "") for each in traits]
-        if len(set(values)) == len(values):
-            told = ", ".join(
-                f"{node} has {key}={value or '(none)'}" for node, value in zip(nodes, values, strict=True)
-            )
-            return f"{told}; add one of these to `match`"
-    return f"{', '.join(nodes)}; nothing tells them apart: set `port` to a link in /dev/serial/by-path"
+def _openable(node: str) -> bool:
+    return os.access(node, os.R_OK | os.W_OK)
+
+
+def _text_of(number: int) -> str:
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
     """A sort key by which ttyUSB2 comes before ttyUSB10, and both after ttyACM11."""
     return [(letters, int(digits or 0)) for letters, digits in re.findall(r"(\D*)(\d*)", name)]
-
-
-def _is_devtmpfs(mountinfo: Path) -> bool:
-    """Whether /dev is the kernel's own; of several mounts there the last is seen (format: proc(5))."""
-    kind = ""
-    for line in _lines(mountinfo):
-        mount, _, source = line.partition(" - ")
-        if mount.split()[4] == "/dev":
-            kind = source.split()[0]
-    return kind == "devtmpfs"
-
-
-def _has_udevd(netlink: Path) -> bool:
-    """Whether anybody in this network namespace listens to the kernel's uevents; an unreadable list says yes.
-
-    Columns: socket, protocol, port, groups in hex (net/netlink/af_netlink.c, netlink_native_seq_show).
-    """
-    rows = [line.split() for line in _lines(netlink)]
-    listening = (row for row in rows[1:] if row[1] == _UEVENT_PROTOCOL and int(row[3], 16) & _KERNEL_GROUP)
-    return not rows or any(listening)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

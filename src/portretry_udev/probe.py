@@ -1,14 +1,18 @@
 """One careful look at one port: what answers there.
 
-Knows the port and the firmware's signs.  Must not know OctoPrint: who asks for a probe sees to it that it is
-not connected.  The port itself refuses while any other process holds it.
+Knows the port, the firmware's signs, and the kernel's list of what is a serial port at all.  Must not know
+OctoPrint: who asks for a probe sees to it that it is not connected.  The port itself refuses while any other
+process holds it.
 """
 
 import contextlib
+import os
 import select
+import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from portretry_udev import events, inotify, rules
 from portretry_udev.firmware import Firmware, Reader, Sign
@@ -16,6 +20,10 @@ from portretry_udev.port import Port, PortError
 
 POKES = 4  # at each rate; a Marlin that is awake answers within milliseconds
 LISTEN = 14.0  # seconds at a single rate: an MK3 that the open has reset needs up to 12 s
+
+# The last column of /proc/tty/drivers (show_tty_driver in the kernel's fs/proc/proc_tty.c).  The rest are
+# consoles, /dev/tty, and the far ends of ptys.
+_SERIAL_TYPES = frozenset({"serial", "pty:slave"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,7 @@ class Found:
         garbage: the rates (baud) at which there was noise.
         fault: an error was heard.
         busy: it is at work.
+        answered: seconds from the open until it had said who it is; None if it did not.
     """
 
     baudrate: int | None = None
@@ -39,6 +48,32 @@ class Found:
     garbage: tuple[int, ...] = ()
     fault: bool = False
     busy: bool = False
+    answered: float | None = field(default=None, compare=False)
+
+
+def is_serial(number: int, root: Path = Path("/")) -> bool:
+    """Whether a character device is a serial port or a pty: opening others can do anything.
+
+    Opening a watchdog, for one, starts it, and the machine reboots a minute later.  A console is a tty too,
+    but no port.
+
+    Args:
+        number: major and minor (st_rdev).
+        root: where /proc and /sys are, for tests.
+    """
+    major, minor = os.major(number), os.minor(number)
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/tty/drivers").read_text(encoding="utf-8", errors="replace").splitlines():
+            # "usbserial            /dev/ttyUSB   188 0-511 serial"; a lone minor has no dash
+            words = line.split()
+            if len(words) < 5 or words[-3] != str(major):  # noqa: PLR2004 - the columns
+                continue
+            first, _, last = words[-2].partition("-")
+            if int(first) <= minor <= int(last or first):
+                return words[-1] in _SERIAL_TYPES
+    # A kernel that does not list its drivers: a tty that belongs to hardware is no console.
+    device = root / f"sys/dev/char/{major}:{minor}"
+    return (device / "subsystem").resolve().name == "tty" and (device / "device").exists()
 
 
 def probe(
@@ -55,10 +90,25 @@ def probe(
         PortError: it was not opened, or another process opened it meanwhile.
         HangUp: it went away meanwhile.
     """
+    refuse_stranger(path)
     with inotify.Inotify() as others:
         with contextlib.suppress(OSError):  # a missing node is the port's to tell, a full system no reason
             others.add(path, inotify.OPEN)
         return _probe(path, baudrates, tried, others)
+
+
+def refuse_stranger(path: str) -> None:
+    """See that a path leads to a serial port, or to nothing.
+
+    Raises:
+        PortError: it leads to something else.
+    """
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return  # the port says why
+    if not stat.S_ISCHR(found.st_mode) or not is_serial(found.st_rdev):
+        raise PortError(events.Refusal.UNKNOWN, f"{path} is not a serial port: it is never opened")
 
 
 def _probe(
@@ -120,6 +170,7 @@ class _Look:
                     end = max(next_poke, alive_at) + POKES * rules.POKE_PERIOD
         if alive_at is None:
             return self.nothing()
+        answered = time.monotonic() - self._began if reader.firmware is not None else None
         return Found(
             baudrate,
             alive_at - self._began,
@@ -128,6 +179,7 @@ class _Look:
             tuple(self._garbage),
             self._fault,
             work.hands_off,
+            answered,
         )
 
     def nothing(self) -> Found:

@@ -5,6 +5,7 @@ The interval is a minute, so that nothing but the events can be what brings the 
 
 import contextlib
 import os
+from functools import partial
 
 import pytest
 
@@ -60,6 +61,10 @@ def service(testbed, octoprint, printer, tmp_path):
         daemon.stop()
 
 
+def heard(service, looks):
+    return service.count("NodeSeen") >= looks
+
+
 def says(octoprint, words):
     assert_eventually(
         lambda: octoprint.job_state == words, SOON, lambda: f"{words}, but {octoprint.job_state}"
@@ -79,6 +84,25 @@ def test_plug_to_connect(testbed, service, octoprint, printer):
         testbed.remove(acm)
         says(octoprint, "Offline after error")
         service.expect(" absent: ")
+
+
+def test_a_storm_of_changes_opens_nothing_that_a_hold_keeps_shut(testbed, service, octoprint, printer):
+    """Promise 3: after a person's Disconnect, `udevadm trigger` a hundred times: nothing is opened."""
+    printer.plug()
+    acm = testbed.add_acm("ttyACM0", serial=SERIAL, pty=os.path.realpath(printer.link))
+    says(octoprint, "Operational")
+    service.expect(" connected: ")
+    octoprint.person_disconnects()
+    testbed.uevent(acm, "change")
+    service.expect(" held: ")
+    assert_eventually(lambda: printer.stats().holders == 1, SOON, "we alone listen")
+    before = printer.stats()
+    looks = service.count("NodeSeen")
+    for number in range(1, 101):
+        testbed.uevent(acm, "change")
+        assert_eventually(partial(heard, service, looks + number), SOON, "the event was heard")
+    assert printer.stats().opens == before.opens
+    assert octoprint.connects == 1
 
 
 def test_a_neighbour_is_left_alone(testbed, service, octoprint, printer):

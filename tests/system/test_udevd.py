@@ -5,7 +5,6 @@ import re
 import resource
 import select
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,19 +15,11 @@ import pytest
 import umock
 from helpers import assert_eventually
 from portretry_udev.devices import Devices, Missing, Node, Uevent, Wanted
-from remote_devices import RemoteDevices
+from remote_devices import RemoteDevices, make_the_socket_tiny
 
 pytestmark = pytest.mark.system
 
 RULES = Path(__file__).parents[2] / "udev" / "99-portretry.rules"
-
-# A container's view, made with namespaces: its own network; or the host's network, but its own /dev and no
-# /run/udev.
-OWN_NETWORK = ("unshare", "--net")
-OWN_DEV = (
-    *("unshare", "--mount", "sh", "-c"),
-    'mount -t tmpfs none /run/udev && mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$0" "$@"',
-)
 
 
 @pytest.fixture
@@ -102,7 +93,7 @@ def test_a_node_is_settling_until_udevd_has_finished_with_it(udevd, devices):
 
 def test_an_overrun_is_told_and_survived(udevd, devices):
     """Promise 9: more events than the socket holds end in one "lost"; hearing goes on, same descriptor."""
-    _make_the_socket_tiny(devices)
+    make_the_socket_tiny(devices)
     before = devices.fileno()
     for _ in range(20):
         for number in range(1, 63):
@@ -111,7 +102,7 @@ def test_an_overrun_is_told_and_survived(udevd, devices):
 
     wait_for(devices, lambda uevent: uevent.lost)
 
-    assert devices.retry_at is None, "the first overrun is met at once"
+    assert devices.events == "udev", "the first overrun is met at once"
     udevd.trigger("change")
     wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")
     assert devices.fileno() == before
@@ -120,7 +111,7 @@ def test_an_overrun_is_told_and_survived(udevd, devices):
 def test_overrun_upon_overrun_costs_no_processor_time(udevd, devices):
     """A storm that goes on is sat out: nothing spins, and the time to listen again is known."""
     for _ in range(2):
-        _make_the_socket_tiny(devices)
+        make_the_socket_tiny(devices)
         for number in range(1, 63):
             udevd.trigger("change", f"tty{number}")
         subprocess.run(["udevadm", "settle", "--timeout=30"], check=True)
@@ -142,6 +133,41 @@ def test_overrun_upon_overrun_costs_no_processor_time(udevd, devices):
     assert devices.events == "udev"
 
 
+@pytest.mark.parametrize("network", [(), ("unshare", "--net")], ids=["udev", "kernel"])
+def test_ten_thousand_events_are_heard_and_cost_little(udevd, network):
+    """A burst while we are busy elsewhere: none is lost as long as the socket holds, and then it is quiet."""
+    with RemoteDevices(network) as devices:
+        for _ in range(162):
+            for number in range(1, 63):
+                udevd.trigger("change", f"tty{number}")
+        udevd.trigger("remove")
+        subprocess.run(["udevadm", "settle", "--timeout=60"], check=True)
+        used = devices.ask("seconds")
+        devices.wait_for(action="remove", timeout=60)
+        while more := devices.ask("read", timeout=0.5):  # udevd's workers overtake each other
+            devices.heard += more
+        used = devices.ask("seconds") - used
+
+    lost = [uevent for uevent in devices.heard if uevent["action"] == "lost"]
+    assert len(devices.heard) > 10_000 or lost, "all of it, or the word that it was not all"
+    assert used < 5.0, "seconds of processor time"
+
+
+@pytest.mark.parametrize("network", [(), ("unshare", "--net")], ids=["udev", "kernel"])
+def test_a_process_that_slept_through_a_storm_finds_what_is_there(udevd, network):
+    """Stopped as in a suspend, the socket overrun meanwhile: told as lost, heard again, found."""
+    with RemoteDevices(network) as devices:
+        devices.ask("shrink")
+        with devices.stopped():
+            for number in range(1, 63):
+                udevd.trigger("change", f"tty{number}")
+            subprocess.run(["udevadm", "settle", "--timeout=30"], check=True)
+        devices.wait_for(action="lost")
+        udevd.trigger("change")
+        devices.wait_for(action="change", node=f"/dev/{udevd.SPARE}")
+        assert devices.find(path=f"/dev/{udevd.SPARE}")["number"] == os.makedev(4, 62)
+
+
 def test_a_restart_of_udevd_is_survived(udevd, devices):
     """Promise 9: events of the new udevd are heard by the old monitor, and its absence is told meanwhile."""
     if udevd.ours is None:
@@ -155,25 +181,6 @@ def test_a_restart_of_udevd_is_survived(udevd, devices):
     wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")
 
     assert devices.events == "udev"
-
-
-@pytest.mark.parametrize(
-    ("container", "reason"),
-    [(OWN_NETWORK, "no udevd is in this network namespace"), (OWN_DEV, "/run/udev is not mounted")],
-    ids=["own network", "own /dev"],
-)
-def test_where_no_event_can_arrive_this_is_told(udevd, devices, container, reason):
-    """Promise 9: libudev is silent there, without an error; we say so, and why."""
-    with RemoteDevices(container) as deaf:
-        udevd.trigger("change")
-        # A multicast is delivered to all or none: what is heard here would be there by now.
-        wait_for(devices, lambda uevent: uevent.node == f"/dev/{udevd.SPARE}")
-
-        assert deaf.ask("read", timeout=0) == []
-        events, why = deaf.ask("events")
-
-    assert events == "none"
-    assert reason in why
 
 
 @pytest.mark.usefixtures("rule_bench")
@@ -232,13 +239,6 @@ def _udevadm_test(
     tags = re.search(r"^CURRENT_TAGS=(.*)$", done.stdout, re.MULTILINE)
     complaints = [line for line in done.stderr.splitlines() if f"rules.d/{rules.name}:" in line]
     return set(tags[1].split(":")) if tags else set(), complaints
-
-
-def _make_the_socket_tiny(devices: Devices) -> None:
-    """Room for one or two events; libudev gives root 128 MiB, and anybody else what the kernel allows."""
-    assert devices._monitor is not None
-    with socket.socket(fileno=os.dup(devices._monitor.fileno())) as same:
-        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
 
 def _processor_time() -> float:

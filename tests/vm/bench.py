@@ -112,14 +112,21 @@ class Bench:
         finally:
             self._tell("resume")
 
+    def status(self):
+        """What `portretry-udev status --json` says of the printer."""
+        (status,) = self._tell("status")["printers"].values()
+        return status
+
     def _tell(self, word):
         line = json.dumps({"version": control.VERSION, "command": word})
         asked = self.machine.spawn("python3", "-c", _TELL, CONTROL, line)
         assert asked.wait(PATIENCE) == 0, asked.text
-        assert "error" not in json.loads(asked.text), asked.text
+        answer = json.loads(asked.text)
+        assert "error" not in answer, asked.text
+        return answer
 
     def press(self, button):
-        """`connect`, `disconnect` or `baudrate N`, at OctoPrint's screen; waits for nothing."""
+        """At OctoPrint's screen, waiting for nothing: a line that `guest/octoprint.py` understands."""
         self.octoprint.write(button + "\n")
 
     # -- the board -------------------------------------------------------------------------------------
@@ -178,11 +185,6 @@ class Bench:
         return "\n".join(
             f"--- {who}:\n{text}" for who, text in zip(("service", "OctoPrint", "board"), texts, strict=True)
         )
-
-    def octoprint_state(self):
-        """The words of OctoPrint's last change; None before the first."""
-        said = self.octoprint.said('"state"')
-        return json.loads(said[-1])["state"] if said else None
 
     def connects(self):
         """How many connect commands OctoPrint has taken, by its last word."""

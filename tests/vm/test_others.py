@@ -106,3 +106,30 @@ def test_a_board_that_takes_no_bytes(bench):
     again = bench.plug()
     bench.operational(after=again)
     assert bench.nodes() == [bench.kind.chip.node.removeprefix("/dev/")]
+
+
+@on(MEGA2560)
+def test_the_close_of_another_lingers(bench):
+    """A program has ended with bytes that the board does not take, and the kernel keeps our open waiting.
+
+    Meanwhile the control socket answers, with nothing untrue; the unplug that ends it leaves the name free.
+    """
+    board = bench.board_of(powered=False)
+    bench.plug()
+    bench.service.expect(r"Opened\(", PATIENCE)
+    board.device.deaf = True
+    leaver = bench.python(f"{SOURCE}/leaver.py", bench.kind.chip.node)
+    leaver.expect("full", PATIENCE)
+    bench.service.expect("in-use: hands off: .* is in use by python3", PATIENCE)
+    bench.service.catch_up()
+    leaver.write("\n")
+    bench.service.expect(r"Told\(.* -> \[Open\(", PATIENCE)
+    assert bench.status()["state"] == "in-use"
+    assert leaver.status is None, "its close still waits"
+    bench.unplug()
+    bench.wait_state("absent")
+    board.device.deaf = False
+    board.power_on()
+    again = bench.plug()
+    bench.operational(after=again)
+    assert bench.nodes() == [bench.kind.chip.node.removeprefix("/dev/")]

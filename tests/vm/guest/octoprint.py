@@ -1,7 +1,8 @@
 """The package's minimal OctoPrint as a process in the guest, its states told on stdout, its buttons on stdin.
 
 Knows nothing but that.  A line of JSON for each change: `state` (the words of /api/job), `error`, and
-`connects` (how many commands it has taken).  Lines on stdin: `connect`, `disconnect`, `baudrate N`.
+`connects` (how many commands it has taken).  Lines on stdin: `connect`, `disconnect`, `baudrate N`,
+`wait_for_start on` (or `off`).
 """
 
 import json
@@ -40,6 +41,8 @@ def main():
                     octoprint.person_disconnects()
                 case ["baudrate", rate]:
                     octoprint.baud_preference = int(rate)
+                case ["wait_for_start", switch]:
+                    octoprint.wait_for_start = switch == "on"
 
 
 main()

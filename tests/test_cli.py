@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import KEY, SOON, Bench, logged, someone_else
-from portretry_udev import __version__, cli, config, probe, rules
-from portretry_udev.devices import Devices, Port
+from bench import KEY, Bench, logged
+from portretry_udev import __version__, cli, config
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = README.with_name("config.example.toml")
@@ -154,7 +153,7 @@ def test_watch_takes_the_flags_of_the_design(started, tmp_path):
     assert said.exit_code == 0, said.stderr
     ((found, options),) = started
     (printer,) = found.printers
-    assert options == {"dry_run": True}
+    assert options["dry_run"] is True
     assert (found.state_dir, found.control) == (tmp_path / "state", tmp_path / "control.sock")
     assert (printer.octoprint, printer.port, printer.baudrate) == (given["URL"], given["NODE"], 250000)
     assert (printer.interval, printer.reconnect, printer.probe) == (2.5, "always", "open")
@@ -169,7 +168,8 @@ def test_watch_without_a_flag_leaves_the_defaults(started, tmp_path):
     assert run("watch", "--config", path).exit_code == 0
     ((found, options),) = started
     assert (found.printers[0].avoid_reset, found.printers[0].reconnect) == (False, "always")
-    assert options == {"dry_run": False}
+    assert options["dry_run"] is False
+    assert options["again"]() == found, "what SIGHUP reads"
 
 
 def test_config_may_stand_before_and_after_the_command(started, tmp_path):
@@ -246,175 +246,6 @@ def test_watch_says_nothing_on_stdout_and_the_key_nowhere(bench, tmp_path):
     assert "Connect(" in err
     assert KEY not in err
     assert KEY not in ps
-
-
-# -- probe -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """A probe that waits less: for a bootloader, and for a printer that is off."""
-    monkeypatch.setattr(rules, "QUIET_START", 0.1)
-    monkeypatch.setattr(rules, "POKE_PERIOD", 0.1)
-    monkeypatch.setattr(probe, "LISTEN", 0.5)
-
-
-@pytest.mark.usefixtures("quick")
-def test_probe_tells_who_answers(bench):
-    """The firmware, where and at which baudrate; stdout holds that alone."""
-    said = run("probe", bench.link)
-    assert said.exit_code == 0
-    assert said.stdout.startswith(f"{bench.link}: Marlin 2.1.2.5")
-    assert re.search(r"baudrate +115200$", said.stdout, re.MULTILINE)
-    assert "asking at 115200 baud" in said.stderr
-    said = run("probe", bench.link, "--json")
-    answer = json.loads(said.stdout)
-    assert (answer["port"], answer["baudrate"]) == (str(bench.link), 115200)
-    assert answer["firmware"]["machine"] == "Simulated Printer"
-    assert bench.printer.wait_for(lambda s: (s.opens, s.holders) == (2, 0), SOON)
-
-
-@pytest.mark.usefixtures("quick")
-def test_probe_hears_nothing(tmp_path):
-    """A printer that is off: said, with status 1."""
-    with Bench(tmp_path, powered=False) as bench:
-        said = run("probe", bench.link)
-        assert (said.exit_code, said.stdout) == (1, f"{bench.link}: nothing answers\n")
-        said = run("probe", bench.link, "--json")
-        assert (said.exit_code, json.loads(said.stdout)["baudrate"]) == (1, None)
-
-
-@pytest.mark.usefixtures("quick")
-def test_probe_finds_the_baudrate(tmp_path):
-    """Garbage at one rate is no answer; with ``--all-bauds`` the right one is found."""
-    with Bench(tmp_path, baudrate=250000) as bench:
-        said = run("probe", bench.link)
-        assert said.exit_code == 1
-        assert "garbage at 115200 baud" in said.stdout
-        said = run("probe", bench.link, "--all-bauds")
-        assert said.exit_code == 0
-        assert re.search(r"baudrate +250000$", said.stdout, re.MULTILINE)
-
-
-def test_probe_leaves_a_port_in_use_alone(bench):
-    """Another process has it: refused, with its name, and not opened."""
-    with someone_else(bench.link):
-        said = run("probe", bench.link)
-        assert (said.exit_code, said.stdout) == (69, "")
-        assert re.search(r"in use by python\S* \(pid \d+\)", said.stderr)
-        assert bench.printer.stats().opens == 1
-
-
-def test_probe_leaves_a_connected_printer_alone(bench, tmp_path):
-    """OctoPrint has it, in whatever PID namespace: refused, and not opened."""
-    path = configuration(tmp_path, bench)
-    bench.octoprint.person_connects()
-    bench.expect_operational()
-    opens = bench.printer.stats().opens
-    said = run("probe", "mk3", "--config", path)
-    assert (said.exit_code, said.stdout) == (69, "")
-    assert "OctoPrint says 'Operational': hands off" in said.stderr
-    assert bench.printer.stats().opens == opens
-
-
-def test_probe_leaves_alone_what_it_cannot_know(bench, tmp_path):
-    """OctoPrint is there but does not tell (the key is refused): unknown means hands off."""
-    path = configuration(tmp_path, bench)
-    bench.write_key("wrong")
-    said = run("probe", "--config", path)
-    assert said.exit_code == 69
-    assert "hands off" in said.stderr
-    assert bench.printer.stats().opens == 0
-
-
-@pytest.mark.usefixtures("quick")
-def test_probe_by_name(tmp_path):
-    """The only printer needs no name; of several, one must be named.  OctoPrint need not run."""
-    with Bench(tmp_path, "one") as one, Bench(tmp_path, "two") as two:
-        one.octoprint.stop()
-        two.octoprint.stop()
-        assert run("probe", "--config", configuration(tmp_path, one)).exit_code == 0
-        path = configuration(tmp_path, one, two)
-        said = run("probe", "--config", path)
-        assert said.exit_code == 78
-        assert "one, two" in said.stderr
-        said = run("probe", "two", "--config", path)
-        assert said.stdout.startswith(f"{two.link}: Marlin")
-
-
-def test_probe_never_uses_1200_baud(bench):
-    """It starts the bootloader of many boards: refused before anything is opened."""
-    said = run("probe", bench.link, "--baudrate", 1200)
-    assert said.exit_code == 78
-    assert "bootloader" in said.stderr
-    assert bench.printer.stats().opens == 0
-
-
-def test_probe_of_a_port_that_is_not_there(tmp_path):
-    """Status 69, and what is missing."""
-    said = run("probe", tmp_path / "ttyNONE")
-    assert said.exit_code == 69
-    assert f"{tmp_path / 'ttyNONE'} is not there" in said.stderr
-
-
-# -- ports -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def listed(monkeypatch):
-    """The serial ports of this machine, as the test wants them."""
-    found = []
-    monkeypatch.setattr(Devices, "ports", lambda _: found)
-    return found
-
-
-def test_ports_for_people(listed, bench):
-    """Node, identity, names, who holds it; one that nobody holds is free."""
-    listed.append(
-        Port(str(bench.link), "/dev/serial/by-id/usb-X", None, "2c99", "0002", "CZPX1", "MK3", "cdc_acm")
-    )
-    assert run("ports").stdout.splitlines() == [
-        f"{bench.link}  2c99:0002  cdc_acm  free",
-        "  product   MK3",
-        "  serial    CZPX1",
-        "  by-id     /dev/serial/by-id/usb-X",
-    ]
-    with someone_else(bench.link):
-        assert re.search(r"cdc_acm  in use by python\S* \(pid \d+\)$", run("ports").stdout, re.MULTILINE)
-    assert bench.printer.stats().opens == 1, "looking opens nothing"
-
-
-def test_ports_for_programs(listed, bench, tmp_path):
-    """``--json``: a list; with a configuration it has OctoPrint's name for each port too."""
-    listed += [Port(str(bench.link.resolve())), Port("/dev/ttyGONE")]
-    said = run("ports", "--json")
-    ours, gone = json.loads(said.stdout)
-    assert (said.stderr, ours["node"], ours["holders"]) == ("", str(bench.link.resolve()), [])
-    assert (gone["holders"], gone["trouble"]) == (None, "No such file or directory")
-    path = configuration(tmp_path, bench)
-    for arguments in (["--config", path, "ports"], ["ports", "--config", path]):
-        ours, gone = json.loads(run(*arguments, "--json").stdout)
-        assert ours["octoprint"] == {"mk3": str(bench.link)}
-        assert "octoprint" not in gone
-
-
-def test_ports_without_any(listed):
-    """An empty list is said so on stderr; stdout stays empty, or an empty list."""
-    del listed
-    said = run("ports")
-    assert (said.exit_code, said.stdout) == (0, "")
-    assert "no serial ports" in said.stderr
-    assert json.loads(run("ports", "--json").stdout) == []
-
-
-def test_ports_says_why_octoprint_does_not_tell(listed, bench, tmp_path):
-    """The ports are listed all the same; the reason goes to stderr, without the key."""
-    listed.append(Port(str(bench.link)))
-    bench.octoprint.stop()
-    said = run("ports", "--config", configuration(tmp_path, bench))
-    assert (said.exit_code, said.stdout) == (0, f"{bench.link}  no USB  -  free\n")
-    assert "mk3: OctoPrint at" in said.stderr
-    assert KEY not in said.output
 
 
 # -- the README ------------------------------------------------------------------------------------------

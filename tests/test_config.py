@@ -500,9 +500,12 @@ def test_only_the_named_printers_are_watched(place):
     assert [printer.name for printer in place.load("xl", "mini").printers] == ["mini", "xl"]
 
 
-def test_a_mistake_of_another_printer_in_the_file_is_still_told(place):
-    """The file is one: what is wrong in it is told whoever is watched."""
-    place.printers("", "interval = 0")
+def test_a_mistake_of_another_printer_does_not_keep_this_one_from_being_watched(place):
+    """It matters to who watches that one, or all; the top of the file, and its grammar, to everybody."""
+    place.printers("", "interval = 0\nspeed = 1")
+    assert [printer.name for printer in place.load("mk3").printers] == ["mk3"]
+    assert len(place.wrong("mini")) == len(place.wrong()) == 2
+    place.printers("", "", top="interval = 0")
     assert len(place.wrong("mk3")) == 1
 
 

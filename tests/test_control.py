@@ -615,6 +615,54 @@ def test_a_follower_that_does_not_read(served):
     assert served.works()
 
 
+# -- other printers in flight --------------------------------------------------------------------------------
+def test_others_in_their_place(served):
+    """From then on those are asked and told of, and only those."""
+    others = served.watchers["ender"], FakeWatcher("voron")
+    served.server.replace(others)
+    client = served.client()
+    assert list(client.ask(STATUS)["printers"]) == ["ender", "voron"]
+    assert client.ask({"version": 1, "command": "pause"})["pending"] == []
+    assert [bool(watcher.posted) for watcher in (*others, served.watchers["mk3"])] == [True, True, False]
+
+
+def test_who_follows_all_is_told_of_others(served):
+    """Also where the newcomer has nothing new to say but its name."""
+    client = served.client()
+    client.ask(FOLLOW)
+    served.server.replace([served.watchers["mk3"], FakeWatcher("voron")])
+    assert list(client.read()["printers"]) == ["mk3", "voron"]
+
+
+@pytest.mark.parametrize("command", [{"command": "status", "follow": True}, {"command": "pause"}])
+def test_who_waits_for_one_that_is_taken_away(path, command):
+    """A follower, or who waits until it is done, is told that there is no such printer any more."""
+    with serving(path, FakeWatcher("mk3", stubborn=True), FakeWatcher("ender")) as served:
+        client = served.client()
+        client.send(json.dumps({"version": 1, "printer": "mk3", **command}).encode() + b"\n")
+        if "follow" in command:
+            client.read()
+        else:
+            assert_eventually(lambda: served.watchers["mk3"].posted, SOON, "it is not told to pause")
+        served.server.replace([served.watchers["ender"]])
+        assert client.read() == {
+            "version": 1,
+            "error": "no printer is named mk3; there are: ender",
+            "kind": "printer",
+        }
+        assert list(client.ask(STATUS)["printers"]) == ["ender"]
+
+
+def test_who_follows_one_that_is_changed_goes_on(served):
+    """The successor has the same name: what it says is told."""
+    client = served.client()
+    client.ask({**FOLLOW, "printer": "mk3"})
+    successor = FakeWatcher("mk3")
+    served.server.replace([successor])
+    successor.show(state="connected", news=("connected", ""))
+    assert client.read()["printers"]["mk3"]["state"] == "connected"
+
+
 # -- clients that mean no good -----------------------------------------------------------------------------
 REFUSED = [
     b"status",

@@ -17,6 +17,7 @@ import time
 import pytest
 import serial
 
+from helpers import assert_eventually
 from portretry_udev import inotify, port
 from portretry_udev.events import Refusal
 from portretry_udev.firmware import POKE, Reader, Sign
@@ -607,6 +608,43 @@ def test_a_lock_of_an_open_file_is_seen(pty):
     with elsewhere(OPEN + lock, pty.node) as child:
         assert "OFDLCK" in port.Path("/proc/locks").read_text()
         assert [holder.pid for holder in holders(pty.node).found] == [child.pid]
+
+
+def test_one_look_into_proc_serves_all_who_wait_for_it(pty, monkeypatch):
+    """64 printers ask each second: who asks during a look gets the next, together with all others."""
+    looks, inside, go = [], threading.Event(), threading.Event()
+    real = port._processes
+
+    def slow(proc):
+        looks.append(proc)
+        inside.set()
+        assert go.wait(5)
+        return real(proc)
+
+    monkeypatch.setattr(port, "_processes", slow)
+    threads = [threading.Thread(target=holders, args=(pty.node,)) for _ in range(5)]
+    threads[0].start()
+    assert inside.wait(5)
+    for thread in threads[1:]:
+        thread.start()
+    assert_eventually(lambda: len(port._walks._changed._waiters) == 4, 5, "all others wait")
+    go.set()
+    for thread in threads:
+        thread.join(5)
+    assert len(looks) == 2, "the first one's own, and one for those who came later"
+    holders(pty.node, age=60.0)
+    assert len(looks) == 2, "an old one will do where that is said"
+    holders(pty.node)
+    assert len(looks) == 3, "and else never"
+
+
+def test_a_look_into_proc_that_fails_fails_for_one(pty, monkeypatch):
+    """The next one looks for itself, and nobody waits for ever."""
+    monkeypatch.setattr(port, "_processes", lambda _proc: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        holders(pty.node)
+    monkeypatch.undo()
+    assert holders(pty.node).found is not None
 
 
 def test_a_node_that_is_gone_has_no_holders_to_tell_of(tmp_path):

@@ -11,7 +11,12 @@ A map of the modules, by what each of them knows:
 ``inotify``           the kernel's file notifications, nothing else
 ``devices``           the only module that knows udev: which node is the printer, and its news
 ``octoprint``         OctoPrint's words -> ours
+``about``             what an OctoPrint is: version, safe mode, what our key may, rival plugins
+``push``              OctoPrint's push socket -> events
+``transport``         the ways to that socket; ``websocket`` is the usual one
 ``rest``              the only module that speaks HTTP: answers, or whose fault it was
+``whereabouts``       whether OctoPrint's own process can be seen from here
+``asker``             asks OctoPrint, in a thread of its own
 ``watcher``           one printer: waits on its sources, feeds the rules, carries effects out
 ``daemon``            all printers: one monitor, one watcher each, signals
 ``control``           the local socket behind status, retry, pause and resume
@@ -21,7 +26,11 @@ A map of the modules, by what each of them knows:
 ``octoprint_config``  OctoPrint's own config.yaml: PortRetry's settings in it
 ``logs``              lines for the journal or a terminal
 ``probe``             one careful look at one port
-``cli``               the commands, thin
+``listing``           what ``ports`` shows, and which name of a port to configure
+``matching``          which device a configuration means: never a wrong one, never two
+``surroundings``      what the machine, or the container, lets us hear and see of devices
+``login``             how to get an API key from OctoPrint
+``cli``               the commands, thin; ``cli_login``, ``cli_ports``, ``cli_common`` are parts of it
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

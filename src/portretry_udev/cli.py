@@ -3,7 +3,6 @@
 stdout holds only what was asked for; everything else goes to stderr.  Exit status follows sysexits(3).
 """
 
-import dataclasses
 import json
 import logging
 import math
@@ -16,62 +15,28 @@ import tomllib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from portretry_udev import __version__, control, firmware, logs
-from portretry_udev import port as ports_
-from portretry_udev import probe as probe_
-from portretry_udev.config import DEFAULT_FILE, Config, Printer, Wrong, load
+from portretry_udev import __version__, cli_login, cli_ports, control, logs
+from portretry_udev.cli_common import (
+    EX_CONFIG,
+    EX_INTERRUPTED,
+    EX_SOFTWARE,
+    EX_TEMPFAIL,
+    colour,
+    common,
+    devices_or_fail,
+    fail,
+    given,
+    load_or_fail,
+)
+from portretry_udev.config import DEFAULT_FILE, load
 from portretry_udev.daemon import Daemon
-from portretry_udev.devices import Devices, Missing, NoLibudevError, Port, Wanted
-from portretry_udev.events import Octo
-from portretry_udev.octoprint import Client, Kind, Trouble, offered
-
-EX_SILENT = 1  # a probe that heard nothing
-EX_UNAVAILABLE = 69
-EX_SOFTWARE = 70
-EX_TEMPFAIL = 75
-EX_CONFIG = 78  # systemd is told not to restart the service on it
-EX_INTERRUPTED = 130  # as shells say it: 128 + SIGINT
-_OFFLINE = (Octo.OFFLINE, Octo.LOST, Octo.FAULT)
+from portretry_udev.listing import plain
 
 _log = logging.getLogger("portretry_udev")
-
-
-def _fail(status: int, *lines: str) -> NoReturn:
-    for line in lines:
-        click.echo(f"portretry-udev: {line}", err=True)
-    sys.exit(status)
-
-
-def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command what may stand anywhere: --config and -v."""
-    verbose = click.option("-v", "--verbose", is_flag=True, help="Say each event and each effect.")
-    config = click.option(
-        "--config", type=click.Path(dir_okay=False), help="Configuration  [/etc/portretry-udev/config.toml]"
-    )
-    return config(verbose(command))
-
-
-def _flags(flags: dict[str, Any], ctx: click.Context) -> dict[str, Any]:
-    """A command's flags, with those given before its name."""
-    return {**flags, "config": flags.get("config") or (ctx.obj or {}).get("config")}
-
-
-def _load(flags: dict[str, Any], only: tuple[str, ...] = ()) -> Config:
-    try:
-        return load(flags, os.environ, only)
-    except Wrong as wrong:
-        _fail(EX_CONFIG, *wrong.mistakes, "nothing was started or changed")
-
-
-def _devices() -> Devices:
-    try:
-        return Devices()
-    except NoLibudevError as missing:
-        _fail(EX_UNAVAILABLE, str(missing))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -100,10 +65,11 @@ def main(ctx: click.Context, config: str | None) -> None:
 @click.option(
     "--octoprint-config", metavar="FILE", help="OctoPrint's config.yaml: take PortRetry's settings over."
 )
+@click.option("--ca-file", metavar="FILE", help="The CA of OctoPrint's certificate, if not a public one.")
 @click.option("--state-dir", metavar="DIR", help="Where holds are remembered.")
 @click.option("--control", metavar="PATH", help="The socket for status, retry, pause and resume.")
 @click.option("--dry-run", is_flag=True, help="Open and connect nothing; say what would be done.")
-@_common
+@common
 @click.pass_context
 def watch(
     ctx: click.Context,
@@ -115,201 +81,28 @@ def watch(
     no_avoid_reset: bool,
     **flags: Any,  # noqa: ANN401 - click's values, which `load` judges
 ) -> None:
-    """Watch the printers, or those NAMEd, until a signal comes.
+    """Watch the printers, or those NAMEd, until a signal comes; SIGHUP has the configuration read again.
 
     Without a configuration file, one printer is watched as the flags say.
     """
     flags["avoid_reset"] = False if no_avoid_reset else None
-    config = _load(_flags(flags, ctx), name)
+    spoken = given(flags, ctx)
+    config = load_or_fail(spoken, name)
     logs.set_up(verbose=verbose)
-    _devices().close()  # libudev is there
+    devices_or_fail().close()  # libudev is there
     try:
-        Daemon(config, dry_run=dry_run).run()
+        Daemon(config, dry_run=dry_run, again=lambda: load(spoken, os.environ, name)).run()
     except control.ControlError as e:
-        _fail(e.status, str(e), "nothing was started or changed")
+        fail(e.status, str(e), "nothing was started or changed")
     except Exception:  # noqa: BLE001 - the last place where it can be said
         _log.critical("unforeseen, please report it; the service ends:", exc_info=True)
         sys.exit(EX_SOFTWARE)
 
 
-# -- probe -------------------------------------------------------------------------------------------------
-@main.command()
-@click.argument("port", required=False)
-@click.option("--baudrate", type=int, metavar="N", help="Baud  [the configured one, else 115200]")
-@click.option("--all-bauds", is_flag=True, help="Try one baudrate after the other.")
-@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
-@_common
-@click.pass_context
-def probe(  # noqa: PLR0913 - one argument a flag
-    ctx: click.Context,
-    port: str | None,
-    *,
-    baudrate: int | None,
-    all_bauds: bool,
-    as_json: bool,
-    verbose: bool,
-    config: str | None,
-) -> None:
-    """Look once, carefully, at one port: what answers there.
-
-    PORT is a node, or the name of a configured printer (left out: the only one).  Nothing is done while the
-    port is in use.  Opening a port resets many boards: not for a port with a print running from SD.
-    """
-    logs.set_up(verbose=verbose)
-    path, printer = _which(port, _flags({"config": config}, ctx))
-    if printer is not None:
-        _refuse_if_connected(printer)
-    found = _devices().find(Wanted(path))
-    if isinstance(found, Missing):
-        _fail(EX_UNAVAILABLE, found.why)
-    first = baudrate or (printer.baudrate if printer else None) or firmware.BAUDRATES[0]
-    rates = _rates(first, all_bauds=all_bauds, shun=ports_.SHUNNED.get(found.vendor or "", frozenset()))
-    try:
-        result = probe_.probe(
-            path, rates, tried=lambda rate: click.echo(f"{path}: asking at {rate} baud", err=True)
-        )
-    except ports_.PortError as refused:
-        _fail(EX_UNAVAILABLE, str(refused))
-    except ports_.HangUp:
-        _fail(EX_UNAVAILABLE, f"{path} went away meanwhile")
-    if as_json:
-        click.echo(json.dumps({"port": path, **dataclasses.asdict(result)}))
-    else:
-        _show_probe(path, result)
-    sys.exit(0 if result.baudrate is not None else EX_SILENT)
-
-
-def _which(port: str | None, flags: dict[str, Any]) -> tuple[str, Printer | None]:
-    """The node to probe, and the printer it belongs to where that is configured."""
-    if port is not None and "/" in port:
-        return port, None
-    config = _load(flags, (port,) if port else ())
-    if len(config.printers) != 1:
-        names = ", ".join(printer.name for printer in config.printers)
-        _fail(EX_CONFIG, f"there are several printers, name one of them: {names}")
-    printer = config.printers[0]
-    if printer.port:
-        return printer.port, printer
-    if printer.match:
-        found = _devices().find(Wanted(None, printer.match))
-        if isinstance(found, Missing):
-            _fail(EX_UNAVAILABLE, found.why)
-        return found.path, printer
-    _fail(EX_CONFIG, f"{printer.name} has no port: name a node, such as /dev/ttyUSB0")
-
-
-def _refuse_if_connected(printer: Printer) -> None:
-    client = Client(printer.octoprint, printer.key.read, ca_file=printer.ca_file)
-    try:
-        answer = client.look()
-    except Trouble as trouble:
-        if trouble.kind is not Kind.DOWN:  # whoever is not running has no port open
-            _fail(EX_UNAVAILABLE, f"{printer.name}: {trouble}: hands off")
-        return
-    finally:
-        client.close()
-    if answer.octo not in _OFFLINE:
-        _fail(EX_UNAVAILABLE, f"{printer.name}: OctoPrint says {answer.job!r}: hands off")
-
-
-def _rates(first: int, *, all_bauds: bool, shun: frozenset[int]) -> list[int]:
-    rates = [first, *(rate for rate in firmware.BAUDRATES if rate != first)] if all_bauds else [first]
-    allowed = [rate for rate in rates if rate not in shun | {ports_.BOOTLOADER_TOUCH}]
-    if not allowed:
-        _fail(EX_CONFIG, f"{first} baud is never used on this port: it starts a bootloader or ends host mode")
-    return allowed
-
-
-def _show_probe(path: str, found: probe_.Found) -> None:
-    if found.baudrate is None:
-        click.echo(f"{path}: nothing answers")
-        for rate in found.garbage:
-            click.echo(f"  garbage at {rate} baud: another baudrate? try --all-bauds")
-        if found.fault:
-            click.echo("  the firmware reports a fault: look at the printer")
-        return
-    name = (found.firmware.name if found.firmware else None) or "a firmware that does not say its name"
-    click.echo(f"{path}: {name}")
-    if found.firmware and found.firmware.machine:
-        click.echo(f"  machine   {found.firmware.machine}")
-    click.echo(f"  baudrate  {found.baudrate}")
-    click.echo(f"  life      after {found.seconds:.1f} s")
-    click.echo(f"  reset     {'opening the port reset the board' if found.reset else 'none was seen'}")
-    if found.busy:
-        click.echo("  busy      it is at work: hands off")
-
-
-# -- ports -------------------------------------------------------------------------------------------------
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
-@_common
-@click.pass_context
-def ports(ctx: click.Context, *, as_json: bool, verbose: bool, config: str | None) -> None:
-    """List the serial ports: node, stable names, USB identity, who holds them, OctoPrint's name for them."""
-    logs.set_up(verbose=verbose)
-    rows = [_row(port) for port in _devices().ports()]
-    _add_octoprint_names(rows, _flags({"config": config}, ctx))
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    if not rows:
-        click.echo("no serial ports are there: is the printer plugged in and switched on?", err=True)
-    for row in rows:
-        _show_row(row)
-
-
-def _row(port: Port) -> dict[str, Any]:
-    row = dataclasses.asdict(port)
-    try:
-        row["holders"] = [str(holder) for holder in ports_.holders(port.node).found]
-    except OSError as e:
-        row["holders"] = None
-        row["trouble"] = e.strerror
-    return row
-
-
-def _add_octoprint_names(rows: list[dict[str, Any]], flags: dict[str, Any]) -> None:
-    """Where a configuration names OctoPrints that answer, say what they call the ports."""
-    try:
-        printers = load(flags, os.environ).printers
-    except Wrong:
-        return  # `ports` is for those, too, who have not configured anything yet
-    for printer in printers:
-        client = Client(printer.octoprint, printer.key.read, ca_file=printer.ca_file)
-        try:
-            answer = client.look()
-        except Trouble as trouble:
-            click.echo(f"portretry-udev: {printer.name}: {trouble}", err=True)
-            continue
-        finally:
-            client.close()
-        for row in rows:
-            links = [link for link in (row["by_id"], row["by_path"]) if link]
-            if (name := offered(answer.ports, row["node"], links)) is not None:
-                row.setdefault("octoprint", {})[printer.name] = name
-
-
-def _show_row(row: dict[str, Any]) -> None:
-    usb = f"{row['vendor']}:{row['product']}" if row["vendor"] else "no USB"
-    holders = row["holders"]
-    held = (
-        "cannot be looked at"
-        if holders is None
-        else "free"
-        if not holders
-        else "in use by " + ", ".join(holders)
-    )
-    click.echo(f"{row['node']}  {usb}  {row['driver'] or '-'}  {held}")
-    for title, value in (
-        ("product", row["name"]),
-        ("serial", row["serial"]),
-        ("by-id", row["by_id"]),
-        ("by-path", row["by_path"]),
-    ):
-        if value:
-            click.echo(f"  {title:<9} {value}")
-    for printer, name in row.get("octoprint", {}).items():
-        click.echo(f"  {'OctoPrint':<9} {name} ({printer})")
+# -- what stands in modules of its own ---------------------------------------------------------------------
+main.add_command(cli_login.login)
+main.add_command(cli_ports.ports)
+main.add_command(cli_ports.probe)
 
 
 # -- status, retry, pause, resume --------------------------------------------------------------------------
@@ -357,7 +150,7 @@ def _socket(ctx: click.Context, path: str | None, config: str | None) -> Path | 
             found = tomllib.load(file).get("control")
     except (OSError, ValueError) as e:
         if named:
-            _fail(EX_CONFIG, f"{named}: {getattr(e, 'strerror', None) or e}")
+            fail(EX_CONFIG, f"{named}: {getattr(e, 'strerror', None) or e}")
         return None
     return Path(found).expanduser() if isinstance(found, str) else None
 
@@ -366,7 +159,7 @@ def _ask(path: Path | None, command: str, **wishes: object) -> dict[str, Any]:
     try:
         return control.ask(path, command, **wishes)
     except control.ControlError as e:
-        _fail(e.status, _plain(str(e)))
+        fail(e.status, plain(str(e)))
 
 
 @main.command()
@@ -388,7 +181,7 @@ def status(  # noqa: PLR0913 - one argument a flag
                 click.echo()
             _show_status(answer["printers"], as_json=as_json)
     except control.ControlError as e:
-        _fail(e.status, _plain(str(e)))
+        fail(e.status, plain(str(e)))
     except KeyboardInterrupt:
         sys.exit(EX_INTERRUPTED)
 
@@ -422,17 +215,17 @@ def pause(
         answer = control.ask(socket, "pause", printer=name, seconds=seconds)
     except control.ControlError as e:
         if e.kind != "printer" or name is None or _seconds(name) is None or seconds is not None:
-            _fail(e.status, _plain(str(e)))
+            fail(e.status, plain(str(e)))
         seconds = _duration(name)
         answer = _ask(socket, "pause", seconds=seconds)
     until = "until `portretry-udev resume`" if seconds is None else f"for {_span(seconds)}"
     for printer, found in answer["printers"].items():
         if printer not in answer["pending"]:
-            held = f"; the port is in use by {_plain(found['holder'])}" if found["holder"] else ""
+            held = f"; the port is in use by {plain(found['holder'])}" if found["holder"] else ""
             click.echo(f"{printer}: paused {until}{held}")
     if answer["pending"]:
         names = ", ".join(answer["pending"])
-        _fail(EX_TEMPFAIL, f"{names}: OctoPrint is just connecting: the port is let go when that is over")
+        fail(EX_TEMPFAIL, f"{names}: OctoPrint is just connecting: the port is let go when that is over")
 
 
 @main.command()
@@ -456,9 +249,8 @@ def _show_status(printers: dict[str, Any], *, as_json: bool, indent: int | None 
     if as_json:
         click.echo(json.dumps({"printers": printers}, indent=indent))
         return
-    colour = False if "NO_COLOR" in os.environ else None  # None: on a terminal only
     for line in _table(printers, min(_WIDTH, shutil.get_terminal_size().columns)):
-        click.echo(line, color=colour)
+        click.echo(line, color=colour())
 
 
 def _table(printers: dict[str, Any], width: int) -> list[str]:
@@ -473,7 +265,7 @@ def _table(printers: dict[str, Any], width: int) -> list[str]:
         lines.append(f"{short:<{names}}  {state}  {since:%Y-%m-%d %H:%M:%S}")
         for text in (found["why"], _whereabouts(found)):
             lines += textwrap.wrap(
-                _plain(text), width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+                plain(text), width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
             )
     return lines
 
@@ -485,18 +277,13 @@ def _whereabouts(found: dict[str, Any]) -> str:
     return f"{where}, in use by {holder}" if where and holder else where
 
 
-def _plain(text: str) -> str:
-    """Words of others, unable to steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 # -- demo --------------------------------------------------------------------------------------------------
 @main.command()
 @click.option(
     "--octoprint", "version", metavar="VERSION", help="Against this real OctoPrint, such as 1.11.8."
 )
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Where it is installed.")
-@_common
+@common
 def demo(*, version: str | None, cache: Path | None, verbose: bool, config: str | None) -> None:
     """Show the whole story on this machine, without hardware, in under a minute."""
     del config  # the demo makes its own

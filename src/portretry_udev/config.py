@@ -425,8 +425,8 @@ class _Loader:
 
     # -- the file
 
-    def file(self, path: Path) -> tuple[_Layer, dict[str, _Layer]]:
-        """The top of the file, and its printers."""
+    def file(self, path: Path, only: Collection[str]) -> tuple[_Layer, dict[str, _Layer]]:
+        """The top of the file, and its printers; of those not selected, mistakes are for another start."""
         table = self._toml(path)
         if table is None:
             return {}, {}
@@ -445,8 +445,13 @@ class _Loader:
             return top, {}
         if not tables:
             self.wrong(f"{path}: printers", "there are none; write one as [printers.NAME]")
-        places = {name: f"{path}: printers.{_quoted(name)}" for name in tables}
-        return top, {name: self._table(name, table, places[name]) for name, table in tables.items()}
+        layers: dict[str, _Layer] = {}
+        for name, table in tables.items():
+            before = len(self.mistakes)
+            layers[name] = self._table(name, table, f"{path}: printers.{_quoted(name)}")
+            if only and name not in only:
+                del self.mistakes[before:]
+        return top, layers
 
     def _toml(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -738,7 +743,7 @@ def _load(
         raise Wrong(loader.mistakes)
     if named is not None or ((only or "octoprint" not in spoken) and _exists(default_file)):
         path = default_file if named is None else named.value
-        top, tables = loader.file(path)
+        top, tables = loader.file(path, only)
         printers = _printers(loader, path, [top, environment, arguments], tables, only)
     elif "octoprint" in spoken or "octoprint_config" in spoken:
         if unknown := set(only) - {_ALONE}:

@@ -325,7 +325,7 @@ class Server:
 
     Args:
         path: of the socket.
-        watchers: of the printers.
+        watchers: of the printers; others may come in their place (`replace`).
         events: tells which device events arrive: ``udev``, ``kernel`` or ``none``.
         holders: who has a node open; for tests.
         clock: seconds that never go backwards, the watchers' own.
@@ -343,7 +343,8 @@ class Server:
         holders: Callable[[str], ports.Holders] = ports.holders,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._watchers = {watcher.name: watcher for watcher in watchers}
+        self._watchers: dict[str, Watched] = {}
+        self.replace(watchers)
         self._events = events
         self._holders = holders
         self._clock = clock
@@ -353,6 +354,10 @@ class Server:
         self._stopping = False
         self._socket = _Socket(path)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def replace(self, watchers: Iterable[Watched]) -> None:
+        """From now on these are the printers; from any thread.  Who follows is told within 0.2 s."""
+        self._newest = {watcher.name: watcher for watcher in watchers}
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -382,7 +387,9 @@ class Server:
             poll.register(listener, select.POLLIN)
         for fd, peer in self._peers.items():
             poll.register(fd, peer.wants())
-        for fd, mask in poll.poll(self._timeout()):
+        happened = poll.poll(self._timeout())
+        self._watchers = self._newest  # here alone, so that one round speaks of the same printers throughout
+        for fd, mask in happened:
             if fd == listener.fileno():
                 self._accept()
             elif fd in self._peers:
@@ -523,6 +530,12 @@ class Server:
 
     def _attend(self, peer: _Peer, request: _Request) -> bool:
         """See whether there is something to answer to a client that waits; whether there was."""
+        try:
+            watchers = self._meant(request)
+        except _RefusedError as refused:  # its printer was taken out of the configuration
+            peer.request = None
+            self._refuse(peer, refused)
+            return True
         if request.follow:
             news = self._news(request)
             if news == peer.shown:
@@ -530,7 +543,7 @@ class Server:
             peer.shown = news
             self._answer(peer, self._report(request))
             return True
-        pending = [w.name for w in self._meant(request) if not _is_done(request.command, w.snapshot)]
+        pending = [w.name for w in watchers if not _is_done(request.command, w.snapshot)]
         if pending and self._clock() < peer.wait_until:
             return False
         peer.request = None
@@ -538,7 +551,7 @@ class Server:
         return True
 
     def _news(self, request: _Request) -> object:
-        return [(w.snapshot.news, w.snapshot.node) for w in self._meant(request)]
+        return [(w.name, w.snapshot.news, w.snapshot.node) for w in self._meant(request)]
 
     # -- what they get
     def _report(self, request: _Request) -> dict[str, object]:

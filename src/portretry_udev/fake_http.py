@@ -148,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         Raises:
             Refused: for all that OctoPrint refuses.
         """
+        if path == "/api/login" or path.startswith("/sockjs"):
+            raise Refused(404, "There is no push here.")
         known = self._has_key()
         if self.command == "POST" and not known:
             raise Refused(400, "CSRF validation failed")  # without a key it takes us for a browser

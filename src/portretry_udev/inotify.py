@@ -37,12 +37,23 @@ class Event(NamedTuple):
 class Inotify:
     """One inotify instance: non-blocking, closed on exec.
 
+    A user has 128 of them (fs.inotify.max_user_instances).  Where there is none left, this one is deaf: it
+    takes no watch and tells of nothing.
+
     Raises:
         OSError: the instance or a watch could not be made (ENOSPC: the user's limit of watches).
     """
 
     def __init__(self) -> None:
-        self._fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._deaf = False
+        try:
+            self._fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as e:
+            if e.errno != errno.EMFILE:
+                raise
+            self._deaf = True
+            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # to be waited on, in vain
+        self._parts: list[Part] = []
 
     def fileno(self) -> int:
         """The descriptor to wait on."""
@@ -50,6 +61,8 @@ class Inotify:
 
     def add(self, path: str | os.PathLike[str], mask: int) -> int:
         """Watch a path (links are followed) and return the watch's number."""
+        if self._deaf:
+            raise OSError(errno.EMFILE, "no inotify instance left, see fs.inotify.max_user_instances")
         return _check(_libc.inotify_add_watch(self._fd, os.fsencode(path), ctypes.c_uint32(mask)), path)
 
     def remove(self, wd: int) -> None:
@@ -79,11 +92,51 @@ class Inotify:
             os.close(self._fd)
             self._fd = -1
 
+    def part(self) -> "Part":
+        """A part of it with watches of its own: the kernel gives a user 128 instances in all, not watches."""
+        part = Part(self)
+        self._parts.append(part)
+        return part
+
+    def waiting(self) -> bool:
+        """Whether a part has what the reading of another one has brought."""
+        return any(part.came for part in self._parts)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Part:
+    """Watches of one kind; whoever reads them leaves to the other parts what is theirs."""
+
+    def __init__(self, whole: Inotify) -> None:
+        self._whole = whole
+        self._watches: set[int] = set()
+        self.came: list[Event] = []
+
+    def add(self, path: str | os.PathLike[str], mask: int) -> int:
+        """As `Inotify.add`."""
+        wd = self._whole.add(path, mask)
+        self._watches.add(wd)
+        return wd
+
+    def remove(self, wd: int) -> None:
+        """As `Inotify.remove`."""
+        self._whole.remove(wd)
+
+    def read(self) -> list[Event]:
+        """As `Inotify.read`, but of these watches only."""
+        for event in self._whole.read():
+            for part in self._whole._parts:  # noqa: SLF001 - two halves of one thing
+                if event.wd in part._watches:  # noqa: SLF001
+                    part.came.append(event)
+                    if event.mask & IGNORED:
+                        part._watches.discard(event.wd)  # noqa: SLF001
+        came, self.came = self.came, []
+        return came
 
 
 def _check(result: int, path: str | os.PathLike[str] | None = None) -> int:

@@ -9,12 +9,14 @@ Never locks (flock, TIOCEXCL): OctoPrint meeting a lock of ours is stuck for eve
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import select
 import stat
 import struct
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,24 +102,30 @@ class Holders:
 
 
 # -- who holds it ------------------------------------------------------------------------------------------
-def holders(path: str | os.PathLike[str], proc: Path = Path("/proc")) -> Holders:
+def holders(path: str | os.PathLike[str], proc: Path = Path("/proc"), *, age: float = 0.0) -> Holders:
     """All other processes that hold a device node, by its number and by the kernel's list of locks.
 
     A path says nothing (links, bind mounts), a number does.  Processes in other PID namespaces are invisible
     from a container, and those of other users without CAP_SYS_PTRACE: of the latter, flashers are counted as
     holders, since disturbing one breaks a board.
 
+    Args:
+        path: of the node, or a link to it.
+        proc: for tests.
+        age: seconds that the walk through ``/proc`` may be old; at 0 it begins after this call.
+
     Raises:
         OSError: the node cannot be looked at (it is gone, for one).
     """
     node = Path(path).stat()
+    walk = (_walks if proc == _walks.proc else _Walks(proc)).newest(age)
     found: dict[int, Holder] = {}
     unseen = 0
-    for pid in _processes(proc):
-        held = _holds(proc / str(pid), node.st_rdev)
-        if held:
-            found[pid] = Holder(pid, _name(proc, pid))
-        elif held is None and (name := _name(proc, pid)):
+    for pid, numbers in walk.items():
+        if node.st_rdev in numbers:
+            if not _keeps_master(proc / str(pid), node.st_rdev):
+                found[pid] = Holder(pid, _name(proc, pid))
+        elif None in numbers and (name := _name(proc, pid)):
             unseen += 1
             if name in FLASHERS:
                 found[pid] = Holder(pid, name, sure=False)
@@ -127,24 +135,68 @@ def holders(path: str | os.PathLike[str], proc: Path = Path("/proc")) -> Holders
     return Holders(tuple(found[pid] for pid in sorted(found)), unseen)
 
 
+class _Walks:
+    """Walks through ``/proc``, one at a time: who asks during one gets the next, with all others who wait.
+
+    One takes 10 ms and more.  A walk for each of 64 printers, each second, would take all of a processor.
+    """
+
+    def __init__(self, proc: Path) -> None:
+        self.proc = proc
+        self._changed = threading.Condition()
+        self._begun = 0  # counts walks
+        self._walking = False
+        self._done = 0  # the newest one that has ended well, when it began, and what it found
+        self._began_at = -math.inf
+        self._found: dict[int, set[int | None]] = {}
+
+    def newest(self, age: float) -> dict[int, set[int | None]]:
+        """The devices of each process; None among them: there may be more.
+
+        Raises:
+            OSError: ``proc`` cannot be read.
+        """
+        with self._changed:
+            wanted = self._begun + 1  # the next one: that under way may have passed the place already
+            while True:
+                if self._done >= wanted or time.monotonic() - self._began_at <= age:
+                    return self._found
+                if not self._walking:
+                    break
+                self._changed.wait()
+            self._walking = True
+            self._begun += 1
+            number, began_at = self._begun, time.monotonic()
+        found = None
+        try:
+            found = {pid: _devices(self.proc / str(pid)) for pid in _processes(self.proc)}
+        finally:
+            with self._changed:
+                self._walking = False
+                if found is not None:
+                    self._done, self._began_at, self._found = number, began_at, found
+                self._changed.notify_all()
+        return found
+
+
+_walks = _Walks(Path("/proc"))
+
+
 def _processes(proc: Path) -> Iterator[int]:
     with os.scandir(proc) as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
     yield from (pid for pid in pids if pid != os.getpid())
 
 
-def _holds(process: Path, number: int) -> bool | None:
-    """Whether a process holds the device; None: it cannot be told."""
+def _devices(process: Path) -> set[int | None]:
+    """The numbers of the devices that a process has open; None is one that cannot be told."""
     try:
         with os.scandir(process / "fd") as descriptors:
-            found = {_device(fd) for fd in descriptors}
+            return {_device(fd) for fd in descriptors}
     except (FileNotFoundError, ProcessLookupError):
-        return False  # it has ended
+        return set()  # it has ended
     except PermissionError:
-        return None
-    if number in found:
-        return not _keeps_master(process, number)
-    return None if None in found else False
+        return {None}
 
 
 def _device(descriptor: os.DirEntry[str]) -> int | None:
@@ -370,13 +422,13 @@ class Port:
         else:
             self._serial.close()
 
-    def shared(self) -> bool:
-        """Whether another process has the port open too.
+    def shared(self, *, age: float = 0.0) -> bool:
+        """Whether another process has the port open too, by a look that is at most ``age`` seconds old.
 
         Raises:
             OSError: /proc cannot be looked at.
         """
-        return bool(holders(self._itself()).found)
+        return bool(holders(self._itself(), age=age).found)
 
     def _queued(self) -> int:
         """Bytes that wait to be sent; 0 where nobody counts them (an emulated tty without that ioctl)."""

@@ -39,6 +39,7 @@ _NODE_MASK = inotify.OPEN | _CLOSE_MASK
 _FOLDER_MASK = inotify.CREATE | inotify.DELETE | inotify.MOVED_FROM | inotify.MOVED_TO
 _GONE_MASK = inotify.DELETE | inotify.MOVED_FROM
 _DEAD = select.POLLHUP | select.POLLERR | select.POLLNVAL
+_SHARED_AGE = 0.25  # seconds that such a look may be old: printers share them
 _SHARED_PERIOD = 0.9  # seconds between looks into /proc while listening: one for each poke, no more
 _FLOOD = 65536  # bytes read in one go before the other sources get their turn
 
@@ -137,9 +138,9 @@ class Watcher:
         self._reader = firmware.Reader()
         self._named: firmware.Firmware | None = None
         self._node: Node | None = None
-        self._node_notes = inotify.Inotify()
+        self._notes = inotify.Inotify()
+        self._node_notes, self._folder_notes = self._notes.part(), self._notes.part()
         self._node_watch: tuple[int, tuple[int, int, str]] | None = None
-        self._folder_notes = inotify.Inotify()
         self._folder_watch: tuple[int, str, str] | None = None
         self._follow = Follow(printer.octoprint_config) if printer.octoprint_config else None
         self._preferred: str | None = None  # the port that OctoPrint's answers name
@@ -188,7 +189,7 @@ class Watcher:
         if self._push is not None:
             self._push.start()
         try:
-            for readable in (self._wake_read, self._node_notes.fileno(), self._folder_notes.fileno()):
+            for readable in (self._wake_read, self._notes.fileno()):
                 self._poll.register(readable, select.POLLIN)
             self._begin()
             while not self._stopping:
@@ -198,8 +199,7 @@ class Watcher:
             self._close()
             if self._push is not None:
                 self._push.stop()
-            self._node_notes.close()
-            self._folder_notes.close()
+            self._notes.close()
             with self._waking:
                 self._over = True
                 os.close(self._wake_read)
@@ -220,9 +220,8 @@ class Watcher:
             self._read_mail()
         if self._stopping:
             return
-        if self._node_notes.fileno() in happened:
+        if self._notes.fileno() in happened or self._notes.waiting():
             self._read_node_notes()
-        if self._folder_notes.fileno() in happened:
             self._read_folder_notes()
         if self._port is not None and (mask := happened.get(self._port.fileno(), 0)):
             self._read_port(mask)
@@ -239,6 +238,8 @@ class Watcher:
 
     def _timeout(self) -> float:
         """Seconds to wait at most."""
+        if self._notes.waiting():
+            return 0.0
         now = self._clock()
         times = [rules.deadline(self.state, now), self._settle_at, self._hint_at]
         if self._refused_key is not None:
@@ -577,7 +578,7 @@ class Watcher:
         if now - self._shared_at < _SHARED_PERIOD:
             return None
         self._shared_at = now
-        if not self._port.shared():
+        if not self._port.shared(age=_SHARED_AGE):
             return None
         self._close()
         return events.Taken()

@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTEST = $(VENV)/bin/pytest
 
-.PHONY: demo test lint coverage mutants test-octoprint test-system test-vm benchmark clean
+.PHONY: demo test lint coverage mutants fuzz test-octoprint test-system test-vm benchmark clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
@@ -20,13 +20,18 @@ lint: $(VENV)/.lint
 
 # The rules and the firmware's words: every branch is taken by their own tests.
 coverage: $(VENV)/.test
-	$(PYTEST) -q tests/test_rules.py tests/test_rules_octoprint.py tests/test_rules_machine.py tests/test_firmware.py \
+	$(PYTEST) -q tests/test_rules*.py tests/test_firmware.py \
 	    --cov=portretry_udev.rules --cov=portretry_udev.events --cov=portretry_udev.firmware --cov-branch \
 	    --cov-report=term-missing --cov-fail-under=100
 
 # Breaks the rules one by one; every break must be noticed by a test.
 mutants: $(VENV)/.test
 	$(VENV)/bin/python tests/mutants.py
+
+# Foreign data into the parsers, mutated from real samples; always the same cases.
+CASES ?= 20000
+fuzz: $(VENV)/.test
+	$(VENV)/bin/python tests/fuzz.py --cases $(CASES)
 
 # Real OctoPrints, side by side, installed into a cache on first use; some five minutes.
 OCTOPRINTS ?= 1.10.3 1.11.8 2.0.0rc7
@@ -43,6 +48,7 @@ test-vm: $(VENV)/.test
 
 benchmark: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/recovery.py
+	$(VENV)/bin/python benchmarks/farm.py
 
 clean:
 	rm -rf $(VENV) dist

@@ -681,6 +681,8 @@ def test_two_boards_that_share_a_name_are_not_taken_by_it(devices, udev, pty, tm
     assert isinstance(devices.find(Wanted(str(link))), Node), "alone it has the name for itself"
     udev.devices = [port(one, ancestors=usb("A1")), port(two, ancestors=usb("A2"))]
     assert isinstance(devices.find(Wanted(str(link))), Node), "serial numbers make names of their own"
+    udev.devices = [port(one, ancestors=usb("A1")), port(two, ancestors=usb("A1"))]
+    assert "means 2 boards" in devices.find(Wanted(str(link))).why, "but not if all are given the same"
 
 
 # Looking for a device by its path

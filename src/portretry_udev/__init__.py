@@ -28,6 +28,7 @@ A map of the modules, by what each of them knows:
 ``probe``             one careful look at one port
 ``listing``           what ``ports`` shows, and which name of a port to configure
 ``matching``          which device a configuration means: never a wrong one, never two
+``udev_rule``         the udev rules of one installation, for its configured printers
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
 ``cli``               the commands, thin; ``cli_login``, ``cli_ports``, ``cli_common`` are parts of it

@@ -226,7 +226,7 @@ def _key_path(value: object) -> Path:
 
 def _ca_file(value: object) -> Path:
     path = _path(value)
-    if not path.is_file() or not os.access(path, os.R_OK):
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):  # noqa: PTH113 - is_file raises for a long name
         raise _BadError(f"there is no file of certificates that can be read: {path}")
     return path
 

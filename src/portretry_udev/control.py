@@ -645,7 +645,7 @@ def _answers(
 def _understood(line: bytes, where: Path) -> dict[str, Any]:
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or answer.get("version") != VERSION or answer.get("kind") == "version":
         raise ControlError(

@@ -29,7 +29,7 @@ from typing import Literal, Protocol, Self
 
 import pyudev
 
-from portretry_udev.matching import HEX_KEYS, KEYS, Candidate, Unchosen, choose, nameless, unfit
+from portretry_udev.matching import HEX_KEYS, KEYS, Candidate, Unchosen, choose, unfit
 from portretry_udev.surroundings import Hearing, Surroundings
 
 # Key of `Wanted.match` -> the udev property that 60-serial.rules and usb_id set, and the USB attribute in
@@ -504,10 +504,12 @@ class Devices:
         return Missing("no port is named: set `port`, or `match`")
 
     def _by_path(self, path: str, match: Mapping[str, str]) -> Node | Missing:
-        real = os.path.realpath(path)
         try:
+            real = os.path.realpath(path)
             # Of `real`, not of `path`: a link that is moved between the two must not mix two devices.
             status = Path(real).stat()
+        except ValueError:  # a NUL, or half a character
+            return Missing("the port's name is none that a path could have")
         except FileNotFoundError:
             return self._absent(path, real)
         except OSError as error:
@@ -592,10 +594,11 @@ class Devices:
         return next((port for port in self._real_ports() if port.device_node == node), None)
 
     def _twins(self, path: str, device: Device) -> Missing | None:
-        """Two boards without serial numbers share one name in by-id, and the last one plugged in has it."""
+        """Two boards share one name in by-id, and the last one plugged in has it.
+
+        Those without serial numbers do, and those whose maker gave all of them the same.
+        """
         ours = _by_id_traits(device)
-        if not nameless(ours):
-            return None
         twins = [port for port in self._real_ports() if _by_id_traits(port) == ours]
         if len(twins) <= 1:
             return None

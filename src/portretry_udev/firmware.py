@@ -126,6 +126,7 @@ def _readable(line: bytes | bytearray) -> str | None:
 
 def _identity(text: str) -> Firmware:
     """Read the fields of an M115 answer."""
+    text = "".join(c if c.isprintable() else " " for c in text)  # it is told to people
     if text.startswith("NAME."):  # Malyan, on some boards
         text = text.replace(".", ":", 1)
     _, *parts = _KEY.split(text)

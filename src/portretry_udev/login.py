@@ -43,6 +43,7 @@ _KEY = re.compile(r"[!-~]{1,256}")  # as `keys` reads it
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
 _LIKE_A_KEY = re.compile(rb"\s*[A-Za-z0-9_-]{0,256}\s*")
 _MOST_BYTES = 1024  # of a key and the white space around it
+_MOST_SHOWN = 100  # characters of a word of OctoPrint's
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -159,7 +160,7 @@ def _member(body: object, name: str) -> object:
 
 def _shown(text: object) -> str:
     """A word of OctoPrint's, unable to steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:_MOST_SHOWN])
 
 
 # -- Application Keys ---------------------------------------------------------------------------------------

@@ -88,8 +88,14 @@ MAY_BE_MISSING = frozenset(
     {"error", "portPreference", "baudratePreference", "connector", "connectors", "preferredConnector"}
 )
 
+RATES = range(2400, 4_000_001)
+"""Baud; what lies beyond, 1200 above all, is no preference that could be followed."""
+
 SERIAL = "serial"
 """2.0's name for the connector that we know; all others, known or not, are somebody else's printers."""
+_MOST_PORTS = 1000  # of those that OctoPrint offers, that are resolved
+_LONGEST_PATH = 512  # characters
+
 SHAPE_OF_2_0 = "/api/connection?api_version=2.0.0"
 """As a query, not as the header: seen to do the same in 2.0.0rc7, and 1.x ignores it."""
 
@@ -167,11 +173,16 @@ def offered(ports: Iterable[str], node: str | Path, names: Iterable[str]) -> str
         if name in listed:
             return name
     real = {os.path.realpath(name) for name in ours if name.startswith("/")}
-    for port in listed:
-        with contextlib.suppress(ValueError):  # a NUL, which no path can hold
-            if port.startswith("/") and os.path.realpath(port) in real:  # not "VIRTUAL"
+    for port in listed[:_MOST_PORTS]:
+        with contextlib.suppress(ValueError):  # half a character, which no path can hold
+            if port.startswith("/") and _is_path(port) and os.path.realpath(port) in real:  # not "VIRTUAL"
                 return port
     return None
+
+
+def _is_path(name: str) -> bool:
+    """Whether the kernel could take it for a path; to resolve a far longer one would take minutes."""
+    return len(name) <= _LONGEST_PATH and "\0" not in name
 
 
 class Client:
@@ -366,13 +377,15 @@ def _answer(connection: object, job: object, *, restarted: bool) -> Answer:
     job_state, error = _field(job, "state", str), _field(job, "error", str, none)
     return Answer(
         octo=classify(state, job_state, error, port),
-        connection=state,
-        job=job_state,
-        error=error or None,
+        connection=one_line(state),
+        job=one_line(job_state),
+        error=one_line(error) if error else None,
         port=port,
         ports=tuple(ports),
-        preferred_port=preferred_port if preferred_port not in ("", "AUTO") else None,
-        preferred_baudrate=preferred_baudrate or None,
+        preferred_port=(
+            preferred_port if preferred_port not in (None, "", "AUTO") and _is_path(preferred_port) else None
+        ),
+        preferred_baudrate=preferred_baudrate if preferred_baudrate and preferred_baudrate in RATES else None,
         restarted=restarted,
         opening=state == job_state and state in MAY_HAVE_FAILED_TO_OPEN,
     )
@@ -421,7 +434,7 @@ def _may_be_foreign(connection: object) -> bool:
     if options.get("portPreference") is None:
         return True  # nothing is preferred, or something else
     if port is None:
-        return current.get("state") not in NO_CONNECTION
+        return _field(current, "state", str) not in NO_CONNECTION
     return isinstance(ports, list) and port not in ports
 
 

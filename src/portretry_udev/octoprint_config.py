@@ -214,12 +214,16 @@ _Tree = dict[str, "_Tree | None"]  # the wanted paths as a tree; None is a leaf
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # YAML 1.1's line breaks
 _QUOTED = re.compile(r"'(?:[^']|'')*+'|\"(?:[^\"\\]|\\.)*+\"", re.DOTALL)
 _ODD_START = re.compile(r"[,\[\]{}#&*!|>'\"%@`]|[-?:](?:\s|$)", re.ASCII)  # no plain word starts like this
-_PLAIN_KEY = re.compile(rf"(?!{_ODD_START.pattern})(?P<key>\S(?:(?!\s\#|:\s|:$).)*?)\s*:(?=\s|$)", re.ASCII)
+_WORD = r"(?:[^\s:]|:(?=\S))++"
+# Possessive: nothing is tried twice, however long a run of blanks is.
+_PLAIN_KEY = re.compile(
+    rf"(?!{_ODD_START.pattern})(?P<key>{_WORD}(?:\s++(?!\#){_WORD})*+)\s*+:(?=\s|$)", re.ASCII
+)
 _COLON = re.compile(r"\s*:(?=\s|$)", re.ASCII)
 _PROPERTY = re.compile(r"[&!]\S*\s*", re.ASCII)  # an anchor or a tag
 _FLOW_PROPERTY = re.compile(r"[&*!][^\s,\[\]{}]*", re.ASCII)
 _INDICATOR = re.compile(r"[-?:](?=\s|$)\s*", re.ASCII)  # an entry of a list, a long key, its value
-_COMMENT = re.compile(r"(?:^|\s)\s*#.*$", re.ASCII)
+_COMMENT = re.compile(r"(?:^|(?<=\S))\s++#.*$|^#.*$", re.ASCII)
 
 # What a plain word means, by the resolver of PyYAML, which OctoPrint reads and writes with.  Other spellings
 # of numbers (octal, base 60, 1_000) and dates are never written by it, so they are not guessed at.
@@ -367,7 +371,9 @@ class _Reader:
         if len(escape) > 1 and int(escape[1:], 16) <= 0x10FFFF:  # noqa: PLR2004 - Unicode ends there
             return chr(int(escape[1:], 16))
         if escape not in _ESCAPES:
-            _refuse(at + 1, f"cannot understand {path}: there is no escape \\{escape[0]} in YAML")
+            _refuse(
+                at + 1, f"cannot understand {path}: there is no escape \\{ascii(escape[0])[1:-1]} in YAML"
+            )
         return _ESCAPES[escape]
 
     def _refuse_long_key(self, at: int, indent: int, tree: _Tree, path: str) -> None:

@@ -29,7 +29,7 @@ from portretry_udev.config import Printer
 from portretry_udev.control import Snapshot
 from portretry_udev.devices import Missing, Node, Uevent, Wanted
 from portretry_udev.memory import Memory
-from portretry_udev.octoprint import Answer, Kind, Trouble, offered
+from portretry_udev.octoprint import RATES, Answer, Kind, Trouble, offered
 from portretry_udev.octoprint_config import Follow, OctoPrintConfigTrouble, OctoPrintSettings
 
 _SETTLE_PERIOD = 0.1  # seconds between looks at a node that udevd has not finished
@@ -663,6 +663,7 @@ class Watcher:
             return ""
 
     def _told(self, answer: Answer, asked_at: float) -> events.Told:
+        settled = self._settings().baudrate
         said = answer.job if answer.error is None else f"{answer.job}: {answer.error}"
         elsewhere = None
         known = self._node is not None or self.printer.octoprint_port is not None
@@ -673,7 +674,7 @@ class Watcher:
             asked_at,
             words=said,
             offered=self._name_in(answer.ports),
-            baudrate=self._settings().baudrate or answer.preferred_baudrate,
+            baudrate=settled if settled in RATES else answer.preferred_baudrate,
             restarted=answer.restarted,
             elsewhere=elsewhere,
             opening=answer.opening,

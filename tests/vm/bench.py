@@ -34,7 +34,7 @@ with socket.socket(socket.AF_UNIX) as s:
 _STATES = (
     "absent backing-off connected connecting faulted held in-use listening paused unconfigured unreachable"
 )
-_STATE = re.compile(rf"^\S+ \S+: ({_STATES.replace(' ', '|')}): ")
+_STATE = rf"^\S+ {{name}}: ({_STATES.replace(' ', '|')}): "
 OPERATIONAL = r'"Operational"'
 # Seconds.  Emulated on a busy machine all takes many times longer than on a printer's computer; nothing here
 # is a promise of how fast the service is.
@@ -59,6 +59,7 @@ class Bench:
         kind: of the boards; its node's name is the service's port.
         options: more of `portretry-udev watch`.
         patient: OctoPrint has its real timeouts, of up to 90 s, instead of short ones.
+        name: the printer's, and its plug's; it has a port of the hub to itself.
 
     Attributes:
         octoprint: the OctoPrint's process; its lines are its states.
@@ -68,21 +69,28 @@ class Bench:
 
     _plugs = itertools.count(1)
 
-    def __init__(self, machine, kind, *options, patient=False):
-        self.machine, self.kind = machine, kind
+    def __init__(self, machine, kind, *options, patient=False, name="printer"):
+        self.machine, self.kind, self.name = machine, kind, name
         self._options, self._patience = options, "real" if patient else "short"
         self.board = None
         self._plugged = False
 
     def __enter__(self):
         self.machine.check(f"rm -rf {STATE}")
+        self.start_octoprint()
+        self.start_client(self.url())
+        return self
+
+    def start_octoprint(self):
+        """Start the OctoPrint, and wait for nothing."""
         self.machine.put("/root/key", KEY + "\n", 0o600)
         self.octoprint = self.python(
             f"{SOURCE}/octoprint.py", self._patience, KEY, "/dev/ttyACM*", "/dev/ttyUSB*"
         )
-        url = json.loads(self.octoprint.expect('"url"', PATIENCE)[0].string)["url"]
-        self.start_client(url)
-        return self
+
+    def url(self):
+        """Where it answers, as it says at its start."""
+        return json.loads(self.octoprint.expect('"url"', PATIENCE)[0].string)["url"]
 
     def start_client(self, url):
         """Start what is to bring the printer back to the OctoPrint there, and wait until it looks."""
@@ -105,7 +113,7 @@ class Bench:
 
     @contextlib.contextmanager
     def paused(self):
-        """As by `portretry-udev pause`, and `resume` at the end, also of a story that fails."""
+        """As by `portretry-udev pause NAME`, and `resume` at the end, also of a story that fails."""
         self._tell("pause")
         try:
             yield
@@ -114,11 +122,10 @@ class Bench:
 
     def status(self):
         """What `portretry-udev status --json` says of the printer."""
-        (status,) = self._tell("status")["printers"].values()
-        return status
+        return self._tell("status")["printers"][self.name]
 
     def _tell(self, word):
-        line = json.dumps({"version": control.VERSION, "command": word})
+        line = json.dumps({"version": control.VERSION, "command": word, "printer": self.name})
         asked = self.machine.spawn("python3", "-c", _TELL, CONTROL, line)
         assert asked.wait(PATIENCE) == 0, asked.text
         answer = json.loads(asked.text)
@@ -130,24 +137,27 @@ class Bench:
         self.octoprint.write(button + "\n")
 
     # -- the board -------------------------------------------------------------------------------------
-    def board_of(self, boot_delay=BOOT, powered=True):
+    def board_of(self, boot_delay=BOOT, powered=True, kind=None):
         """A new board, not plugged in yet; the one before is cleared away."""
         self.clear()
-        path = self.machine.dir / f"board{next(self._plugs)}.sock"
-        self.board = Board(self.kind, path, boot_delay=boot_delay, powered=powered)
+        self.board = Board(kind or self.kind, self._path(), boot_delay=boot_delay, powered=powered)
         self.octoprint.catch_up()
         self.service.catch_up()
         return self.board
 
+    def _path(self):
+        """Of a socket for the next board."""
+        return self.machine.dir / f"board{next(self._plugs)}.sock"
+
     def plug(self):
         """Plug it in; returns the time of the order (host's monotonic clock)."""
         self._plugged = True
-        return self.machine.plug("printer", self.board.path)
+        return self.machine.plug(self.name, self.board.path)
 
     def unplug(self):
         """Pull its plug; returns the time of the order."""
         self._plugged = False
-        return self.machine.unplug("printer")
+        return self.machine.unplug(self.name)
 
     def clear(self):
         """No board, and the service has seen that."""
@@ -156,7 +166,7 @@ class Bench:
         board, self.board = self.board, None
         if self._plugged:
             self._plugged = False
-            self.machine.unplug("printer")
+            self.machine.unplug(self.name)
         board.close()
         self.wait_state("absent")
 
@@ -171,8 +181,9 @@ class Bench:
 
     def state(self):
         """What the service has said last of itself: `absent`, `listening`, ..."""
-        said = self.service.said(_STATE)
-        return re.search(_STATE, said[-1])[1] if said else None
+        pattern = _STATE.format(name=self.name)
+        said = self.service.said(pattern)
+        return re.search(pattern, said[-1])[1] if said else None
 
     def wait_state(self, state):
         """Wait until the service has said so last."""
@@ -191,9 +202,112 @@ class Bench:
         said = self.octoprint.said('"connects"')
         return json.loads(said[-1])["connects"] if said else 0
 
+    @contextlib.contextmanager
+    def stranger(self):
+        """One more board, that is nobody's."""
+        with contextlib.closing(Board(self.kind, self._path())) as board:
+            self.machine.plug("stranger", board.path)
+            try:
+                yield board
+            finally:
+                self.machine.unplug("stranger")
+
     def nodes(self):
         """The serial nodes that there are."""
         return self.machine.check("ls /dev | grep -E 'tty(ACM|USB)' || true").split()
+
+    def wait_node(self, name):
+        """Wait until there is such a node in /dev, or a link of that name."""
+        self.machine.check(f"until [ -e {name} ]; do sleep 0.02; done", PATIENCE)
+
+
+class Seat(Bench):
+    """One of several printers: its OctoPrint, its port of the hub, and the board in there.
+
+    Attributes:
+        path: of its port of the hub, in udev's words.
+    """
+
+    def __init__(self, machine, kind, name):
+        super().__init__(machine, kind, name=name)
+        self.path = machine.path(name)
+
+    def node(self):
+        """What the kernel calls the board that is plugged in there now."""
+        return self.machine.check(f"readlink -f /dev/serial/by-path/{self.path}*").strip()
+
+    def opened(self):
+        """What OctoPrint calls the port that it has."""
+        return json.loads(self.octoprint.said('"port"')[-1])["port"]
+
+
+class Several:
+    """Several printers, each with an OctoPrint and a port of the hub, and one service for them.
+
+    Args:
+        machine: where.
+        kind: of the boards.
+        names: of the printers.
+
+    Attributes:
+        seats: the printers, by name.
+        service: the service's process, once it watches.
+    """
+
+    def __init__(self, machine, kind, *names):
+        self.machine = machine
+        self.seats = {name: Seat(machine, kind, name) for name in names}
+        self.service = self._watches = None
+
+    def __enter__(self):
+        for seat in self.seats.values():
+            seat.start_octoprint()
+        self._urls = {name: seat.url() for name, seat in self.seats.items()}
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+        for seat in self.seats.values():
+            seat.octoprint.kill(signal.SIGKILL)
+            seat.octoprint.wait(PATIENCE)
+
+    def watch(self, **tables):
+        """Have the service run with these lines of TOML for each printer; it has looked at the end."""
+        if tables == self._watches:
+            return
+        self.stop()
+        where = 'octoprint = "{}"\napi_key_file = "/root/key"\n'
+        text = f'state_dir = "{STATE}"\ncontrol = "{CONTROL}"\ninterval = 2\n'
+        for name, lines in tables.items():
+            text += f"[printers.{name}]\n{where.format(self._urls[name])}{lines}\n"
+        self.machine.put("/root/config.toml", text)
+        self.machine.check(f"rm -rf {STATE}")
+        words = ("-m", "portretry_udev", "watch", "--config", "/root/config.toml", "-v")
+        self.service = self.machine.spawn("python3", *words, PYTHONPATH=SOURCE)
+        self._watches = tables
+        for name in tables:
+            seat = self.seats[name]
+            seat.service = self.service
+            assert_eventually(lambda it=seat: it.state() or self.service.status, PATIENCE, self.account)
+        assert self.service.status is None, self.service.text
+
+    def stop(self):
+        """No service."""
+        if self.service is not None:
+            self.service.kill(signal.SIGKILL)
+            self.service.wait(PATIENCE)
+        self._watches = None
+
+    def clear(self):
+        """Nothing is plugged in any more, and the service has seen that."""
+        with contextlib.ExitStack() as all_of_them:  # also where one fails
+            for seat in self.seats.values():
+                all_of_them.callback(seat.clear)
+        self.machine.check("while ls /dev/ttyACM* /dev/ttyUSB*; do sleep 0.02; done 2> /dev/null", PATIENCE)
+
+    def account(self):
+        """All that was said and felt, for a failed test."""
+        return "\n".join(f"=== {name}\n{seat.account()}" for name, seat in self.seats.items())
 
 
 def copy_package(machine):

@@ -370,13 +370,22 @@ class Machine:
                     return message["return"]
 
     # -- USB -------------------------------------------------------------------------------------------
+    def _port(self, name):
+        """The port of the hub that is this name's from now on."""
+        free = next(port for port in _PORTS if port not in self._ports.values())
+        return self._ports.setdefault(name, free)
+
+    def path(self, name):
+        """What udev is to call the first interface of whatever has this name: its ID_PATH."""
+        hub = self.check("readlink -f /sys/bus/usb/devices/usb1").strip()
+        return f"pci-{Path(hub).parent.name}-usb-0:{self._port(name)}:1.0"
+
     def plug(self, name, path):
         """Plug the device that serves the socket ``path``; a name returns to the same port of the hub.
 
         Returns the time (host's monotonic clock) of the order.
         """
-        free = next(port for port in _PORTS if port not in self._ports.values())
-        port = self._ports.setdefault(name, free)
+        port = self._port(name)
         address = {"type": "unix", "data": {"path": str(path)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         self.qmp("chardev-add", id=f"ch-{name}", backend=backend)

@@ -1,8 +1,8 @@
 """The package's minimal OctoPrint as a process in the guest, its states told on stdout, its buttons on stdin.
 
-Knows nothing but that.  A line of JSON for each change: `state` (the words of /api/job), `error`, and
-`connects` (how many commands it has taken).  Lines on stdin: `connect`, `disconnect`, `baudrate N`,
-`wait_for_start on` (or `off`).
+Knows nothing but that.  A line of JSON for each change: `state` (the words of /api/job), `error`, `port`
+(which it has, by now), and `connects` (how many commands it has taken).  Lines on stdin: `connect`,
+`disconnect`, `baudrate N`, `wait_for_start on` (or `off`).
 """
 
 import json
@@ -24,7 +24,8 @@ def tell(octoprint):
         for _, words in octoprint.history[told:]:
             told += 1
             error = octoprint.error if "error" in words else None
-            print(json.dumps({"state": words, "error": error, "connects": octoprint.connects}), flush=True)
+            change = {"state": words, "error": error, "port": octoprint.connection()["current"]["port"]}
+            print(json.dumps({**change, "connects": octoprint.connects}), flush=True)
 
 
 def main():

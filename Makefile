@@ -33,10 +33,12 @@ CASES ?= 20000
 fuzz: $(VENV)/.test
 	$(VENV)/bin/python tests/fuzz.py --cases $(CASES)
 
-# Real OctoPrints, side by side, installed into a cache on first use; some five minutes.
+# Real OctoPrints, side by side, each twice: what only asks, and the rest.  Installed into a cache on first
+# use; some seven minutes.
 OCTOPRINTS ?= 1.10.3 1.11.8 2.0.0rc7
 test-octoprint: $(VENV)/.test
-	@printf '%s\n' $(OCTOPRINTS) | xargs -P 3 -I VERSION $(PYTEST) -q -m octoprint -k VERSION tests/octoprint
+	@for version in $(OCTOPRINTS); do printf '%s\n' "$$version and polls" "$$version and not polls"; done | \
+	    xargs -P 6 -I WHICH $(PYTEST) -q -m octoprint -k WHICH tests/octoprint
 
 # Real udevd, kernel uevents, umockdev: root, and `apt install udev umockdev`.
 test-system: $(VENV)/.test

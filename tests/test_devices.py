@@ -661,6 +661,17 @@ def test_a_node_of_another_name_is_found_by_its_number(devices, udev, root, pty)
     assert [uevent.node for uevent in devices.read()] == [str(root / "dev/printer")]
 
 
+def test_a_link_that_vanishes_while_it_is_followed(devices, monkeypatch):
+    """An unplug in that very moment is an unplug: Python 3.11's realpath raises then."""
+
+    def vanishes(_path):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("os.path.realpath", vanishes)
+    assert "is not there" in devices.find(Wanted("/dev/serial/by-id/usb-gone-if00")).why
+    assert not Uevent("add", "/dev/ttyACM1").concerns("/dev/serial/by-id/usb-gone-if00", None)
+
+
 def test_two_boards_that_share_a_name_are_not_taken_by_it(devices, udev, pty, tmp_path):
     """Promise 7: two CH340 have one by-id link, and it leads to the one that was plugged in last."""
     one, two = pty(), pty()

@@ -177,6 +177,19 @@ def test_a_hung_board_swallows_everything_until_it_is_not(link):
         assert printer.stats().commands == {"M110": 1}
 
 
+def test_a_board_may_be_deaf_to_one_command_alone(link):
+    """What it is deaf to has no answer and no effect; all else is answered, and that too once it hears."""
+    with Printer(link=link) as printer, opened(link) as port:
+        printer.deaf_to = frozenset({"M110", "M112"})
+        port.write(HELLO + b"m112 ; now\n")
+        assert ask(port, b"M115\n").startswith(b"FIRMWARE_NAME:")
+        assert printer.stats().commands == {"M115": 1}
+        assert printer.stats().state == "ready"
+        printer.deaf_to = frozenset()
+        assert printer.deaf_to == frozenset()
+        assert ask(port, HELLO) == b"ok\n"
+
+
 def test_a_fault_is_told_and_lasts_until_the_power_comes_back(link):
     """kill() says Marlin's two lines; then there is silence until a power cycle."""
     with Printer(link=link, boot_delay=0.01, banner=b"start\n") as printer, opened(link) as port:

@@ -24,7 +24,7 @@ from portretry_udev import control, firmware, listing, logs
 from portretry_udev import port as ports_
 from portretry_udev import probe as probe_
 from portretry_udev.config import Printer, Wrong, load
-from portretry_udev.devices import Devices, Missing, Node, Wanted
+from portretry_udev.devices import Devices, Missing, Node, Wanted, resolved
 from portretry_udev.events import OFFLINE
 from portretry_udev.octoprint import Answer, Client, Kind, Trouble
 
@@ -85,7 +85,7 @@ def ports(  # noqa: PLR0913 - one argument a flag
             _follow(devices, shown, answers)
         rows = listing.gather(devices, printers, answers)
     if node:
-        rows = [row for row in rows if os.path.realpath(node) == row.port.node or node in row.links]
+        rows = [row for row in rows if resolved(node) == row.port.node or node in row.links]
         if not rows:
             common.fail(common.EX_UNAVAILABLE, f"{node} is no serial port that is here: is it plugged in?")
     elif suggest and not as_json:

@@ -271,7 +271,7 @@ class Uevent:
         if node is not None and (self.node == node.real or self.number == node.number):
             return True
         path = os.path.normpath(path)
-        return path == self.node or path in self.links or os.path.realpath(path) == self.node
+        return path == self.node or path in self.links or resolved(path) == self.node
 
 
 @dataclass
@@ -504,8 +504,9 @@ class Devices:
         return Missing("no port is named: set `port`, or `match`")
 
     def _by_path(self, path: str, match: Mapping[str, str]) -> Node | Missing:
+        real = path
         try:
-            real = os.path.realpath(path)
+            real = resolved(path)
             # Of `real`, not of `path`: a link that is moved between the two must not mix two devices.
             status = Path(real).stat()
         except ValueError:  # a NUL, or half a character
@@ -725,6 +726,20 @@ def _driver(device: Device) -> str | None:
     )
 
 
+def resolved(path: str) -> str:
+    """The path behind all links; of one that vanishes meanwhile, itself.
+
+    os.path.realpath raises FileNotFoundError when a link is gone between its two looks at it (Python 3.11).
+
+    Raises:
+        ValueError: no path could have that name.
+    """
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
+
+
 def _links(device: Device) -> tuple[str, ...]:
     """by-id before by-path before others.  Where udev has no database, those that lie in /dev."""
     links = set(device.device_links)
@@ -732,7 +747,7 @@ def _links(device: Device) -> tuple[str, ...]:
         links |= {
             str(link)
             for link in Path("/dev/serial").glob("by-*/*")
-            if os.path.realpath(link) == device.device_node
+            if resolved(str(link)) == device.device_node
         }
     return tuple(sorted(links, key=lambda link: ("/by-id/" not in link, "/by-path/" not in link, link)))
 

@@ -111,6 +111,8 @@ class Marlin:
         self.power = Power.READY if powered else Power.OFF
         self.hung = False
         """A board that has power and swallows all it is sent, without a word."""
+        self.deaf_to: frozenset[str] = frozenset()
+        """Commands, by their first word, that it swallows without a word or a deed; all others it answers."""
         self.commands: Counter[str] = Counter()
         """How often each command was carried out or refused, by its first word: M115, M105, ..."""
         self._autoreport_default = autoreport
@@ -235,6 +237,8 @@ class Marlin:
         if not words or self.power is not Power.READY:
             return b""
         name = words[0].decode("latin-1").upper()
+        if name in self.deaf_to:
+            return b""
         self.commands[name] += 1
         answer = self._special(name, words, now)
         if answer is not None:

@@ -172,11 +172,17 @@ def offered(ports: Iterable[str], node: str | Path, names: Iterable[str]) -> str
     for name in ours:
         if name in listed:
             return name
-    real = {os.path.realpath(name) for name in ours if name.startswith("/")}
-    for port in listed[:_MOST_PORTS]:
-        with contextlib.suppress(ValueError):  # half a character, which no path can hold
-            if port.startswith("/") and _is_path(port) and os.path.realpath(port) in real:  # not "VIRTUAL"
-                return port
+    real = {_real(name) for name in ours} - {None}
+    return next((port for port in listed[:_MOST_PORTS] if _real(port) in real), None)
+
+
+def _real(name: str) -> str | None:
+    """The path behind a name; None if it is none ("VIRTUAL"), or cannot be followed."""
+    if not name.startswith("/") or not _is_path(name):
+        return None
+    # Half a character, which no path can hold; or a link that vanishes meanwhile.
+    with contextlib.suppress(ValueError, OSError):
+        return os.path.realpath(name)
     return None
 
 

@@ -247,6 +247,20 @@ class Printer:
         with self._working():
             self._firmware.hung = value
 
+    @property
+    def deaf_to(self) -> frozenset[str]:
+        """Commands that it swallows without a word or a deed, while it answers all others; may be set.
+
+        Without M110, OctoPrint's hello, it answers us and not OctoPrint; without M112 it outlives a fault.
+        """
+        with self._changed:
+            return self._firmware.deaf_to
+
+    @deaf_to.setter
+    def deaf_to(self, commands: frozenset[str]) -> None:
+        with self._working():
+            self._firmware.deaf_to = commands
+
     # -- what can be seen ---------------------------------------------------------------------------------
 
     def stats(self) -> Stats:

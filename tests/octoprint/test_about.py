@@ -302,4 +302,4 @@ def test_an_upgrade(make, tmp_path):
                 client.look()
                 assert client.about().version == TWO
             assert printer.wait_for(lambda stats: stats.holders == 1, AT_ONCE), "not handed over"
-            daemon.stop()
+            daemon.stop(within=AT_ONCE)

@@ -674,7 +674,7 @@ class Watcher:
             asked_at,
             words=said,
             offered=self._name_in(answer.ports),
-            baudrate=settled if settled in RATES else answer.preferred_baudrate,
+            baudrate=settled if settled is not None and settled in RATES else answer.preferred_baudrate,
             restarted=answer.restarted,
             elsewhere=elsewhere,
             opening=answer.opening,

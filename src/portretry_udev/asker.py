@@ -37,8 +37,8 @@ class OctoPrintClient(Protocol):
         """Ask what it is; raises Trouble."""
 
     @property
-    def peer(self) -> str | None:
-        """The address that it was last reached at."""
+    def peer(self) -> tuple[str, int] | None:
+        """Address and port that it was last reached at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,8 +344,8 @@ class Client:
         self._rest.ask("POST", "/api/connection", body, expected=(204,))
 
     @property
-    def peer(self) -> str | None:
-        """The address that the last connection was made to; None: there was none yet."""
+    def peer(self) -> tuple[str, int] | None:
+        """Address and port that the last connection was made to; None: there was none yet."""
         return self._rest.peer
 
     def close(self) -> None:

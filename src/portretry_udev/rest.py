@@ -111,8 +111,8 @@ class Rest:
         self._session = _session(self._line, ca_file)
 
     @property
-    def peer(self) -> str | None:
-        """The address that the last connection was made to; None: there was none yet."""
+    def peer(self) -> tuple[str, int] | None:
+        """Address and port that the last connection was made to; None: there was none yet."""
         return self._line.peer
 
     @property
@@ -219,7 +219,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.number = 0  # grows with each connection made
-        self.peer: str | None = None
+        self.peer: tuple[str, int] | None = None
         self.is_cut = False
         self._closed = False
         self._socket: socket.socket | None = None
@@ -228,7 +228,8 @@ class _Line:
         self.number += 1
         self._socket = sock
         with contextlib.suppress(OSError):  # it has closed the connection at once
-            self.peer = str(sock.getpeername()[0])
+            address, port = sock.getpeername()[:2]
+            self.peer = (str(address), int(port))
         if self.is_cut:  # while it was being made
             self._shut()
 

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from helpers import Daemon, assert_eventually
+from portretry_udev import port
 from portretry_udev.octoprint import Client, Kind, Octo, Trouble
 from portretry_udev.real_octoprint import RealOctoPrint
 from portretry_udev.simulator import Printer
@@ -301,5 +302,5 @@ def test_an_upgrade(make, tmp_path):
             with client_of(server) as client:
                 client.look()
                 assert client.about().version == TWO
-            assert printer.wait_for(lambda stats: stats.holders == 1, AT_ONCE), "not handed over"
+            assert_eventually(lambda: len(port.holders(printer.link).found) == 1, AT_ONCE, "not handed over")
             daemon.stop(within=AT_ONCE)

@@ -99,7 +99,7 @@ def test_unplugged_while_the_service_listens(scene):
     """A node that dies in the service's own hands is let go, and its successor is found."""
     daemon = scene.watch()
     daemon.expect(" listening: ")
-    assert scene.printer.wait_for(lambda stats: stats.holders == 1, 5.0), f"nobody listens: {scene}"
+    assert_eventually(lambda: scene.holders() == 1, 5.0, lambda: f"nobody listens: {scene}")
     scene.printer.unplug()
     daemon.expect(" absent: ", timeout=2.0)
     scene.printer.plug()
@@ -235,12 +235,12 @@ def test_a_firmware_that_halts_itself(scene, push, octoprint_version):
     scene.printer.kill()
     forgotten = octoprint_version == TWO and not push
     daemon.expect(" listening: " if forgotten else " faulted: .*Heating failed")
-    assert scene.printer.wait_for(lambda stats: stats.holders == 1, 5.0), f"nobody holds the port: {scene}"
+    assert_eventually(lambda: scene.holders() == 1, 5.0, lambda: f"nobody holds the port: {scene}")
     opens = scene.printer.stats().opens
     wait = scene.left_alone if forgotten else scene.unspoken_to
     wait(10.0 if push else 60.0)
     stats = scene.printer.stats()
-    assert (stats.state, stats.opens, stats.holders) == ("dead", opens, 1)
+    assert (stats.state, stats.opens, scene.holders()) == ("dead", opens, 1)
     scene.power_cycled(daemon)
 
 
@@ -340,4 +340,4 @@ def test_the_end_of_the_service_leaves_the_printer_connected(scene):
     daemon = scene.watched()
     daemon.stop(within=AT_ONCE)  # six OctoPrints beside it: a second is what other suites hold it to
     assert_stays(lambda: scene.says("Operational"), SEVERAL_LOOKS, lambda: f"operational, but {scene}")
-    assert scene.printer.stats().holders == 1
+    assert scene.holders() == 1

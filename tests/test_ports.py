@@ -576,7 +576,7 @@ def test_what_is_not_seen_is_told(listed, bench, monkeypatch):
     listed.append(Port(str(bench.link.resolve())))
     monkeypatch.setattr(listing, "holders", lambda _node: Holders((), unseen=7))
     said = run()
-    assert "7 processes are not ours to look into: try sudo" in said.stderr
+    assert "processes that are not ours to look into: 7; run as root" in said.stderr
     (row,) = json.loads(run("--json").stdout)
     assert (row["holders"], row["unseen"]) == ([], 7)
 

@@ -49,7 +49,7 @@ def main(ctx: click.Context, config: str | None) -> None:
 
 
 # -- watch -------------------------------------------------------------------------------------------------
-@main.command()
+@main.command(short_help="The service: watch the printers until a signal comes.")
 @click.argument("name", nargs=-1)
 @click.option("--octoprint", metavar="URL", help="Where OctoPrint is, such as http://127.0.0.1:5000")
 @click.option("--api-key-file", metavar="FILE", help="File with OctoPrint's API key, mode 0600.")
@@ -162,7 +162,7 @@ def _ask(path: Path | None, command: str, **wishes: object) -> dict[str, Any]:
         fail(e.status, plain(str(e)))
 
 
-@main.command()
+@main.command(short_help="What the running service sees and waits for.")
 @_asks_service
 @click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
 @click.option("--follow", is_flag=True, help="Say it again at each change, until Ctrl-C.")
@@ -186,7 +186,7 @@ def status(  # noqa: PLR0913 - one argument a flag
         sys.exit(EX_INTERRUPTED)
 
 
-@main.command()
+@main.command(short_help="Forget a Disconnect, a fault, a back-off: try now.")
 @_asks_service
 @click.pass_context
 def retry(ctx: click.Context, name: str | None, path: str | None, config: str | None) -> None:
@@ -198,7 +198,7 @@ def retry(ctx: click.Context, name: str | None, path: str | None, config: str | 
         click.echo(f"{printer}: looking anew; what comes of it: portretry-udev status {printer}")
 
 
-@main.command()
+@main.command(short_help="Let go of the port, to flash the printer.")
 @_asks_service
 @click.option("--for", "seconds", type=_duration, metavar="TIME", help="Such as 90s, 10m, 1h30m.")
 @click.pass_context
@@ -228,7 +228,7 @@ def pause(
         fail(EX_TEMPFAIL, f"{names}: OctoPrint is just connecting: the port is let go when that is over")
 
 
-@main.command()
+@main.command(short_help="End a pause.")
 @_asks_service
 @click.pass_context
 def resume(ctx: click.Context, name: str | None, path: str | None, config: str | None) -> None:
@@ -278,7 +278,7 @@ def _whereabouts(found: dict[str, Any]) -> str:
 
 
 # -- demo --------------------------------------------------------------------------------------------------
-@main.command()
+@main.command(short_help="The whole story on this machine, without hardware.")
 @click.option(
     "--octoprint", "version", metavar="VERSION", help="Against this real OctoPrint, such as 1.11.8."
 )

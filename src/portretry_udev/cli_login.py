@@ -51,7 +51,7 @@ _USES = {
 }
 
 
-@click.command()
+@click.command(short_help="Get an API key from OctoPrint and store it.")
 @click.argument("name", required=False)
 @click.option("--octoprint", metavar="URL", help="Where OctoPrint is  [the printer's, of the configuration]")
 @click.option("--api-key-file", metavar="FILE", help="Where the key is stored  [likewise, else NAME.key]")

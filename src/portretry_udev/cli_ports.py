@@ -50,7 +50,7 @@ def _ask(printers: Sequence[Printer]) -> dict[str, Answer | Trouble]:
 
 
 # -- ports -------------------------------------------------------------------------------------------------
-@click.command()
+@click.command(short_help="The serial ports, who has them, what to configure.")
 @click.argument("node", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Answer as JSON; with --watch, one object a line.")
 @click.option("--watch", is_flag=True, help="Tell what is plugged and pulled from now on, until Ctrl-C.")
@@ -127,7 +127,9 @@ class _Shown:
             for line in listing.table(rows, min(listing.WIDTH, shutil.get_terminal_size().columns)):
                 click.echo(line, color=self._colour)
             if unseen := max(row.unseen for row in rows):
-                common.say(f"{unseen} processes are not ours to look into: try sudo, to be sure what is free")
+                common.say(
+                    f"processes that are not ours to look into: {unseen}; run as root to be sure what is free"
+                )
 
     def change(self, event: str, row: listing.Row) -> None:
         """One port that was plugged or pulled."""
@@ -188,7 +190,7 @@ class _Target:
     baudrate: int | None = None
 
 
-@click.command()
+@click.command(short_help="One careful look at one port: what answers there.")
 @click.argument("port", required=False)
 @click.option(
     "--baudrate",

@@ -1,6 +1,7 @@
-"""What all tests share: hypothesis' settings, and that in CI nothing is skipped."""
+"""What all tests share: hypothesis' settings, that in CI nothing is skipped, and that Ctrl-C counts."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,6 +12,10 @@ IN_CI = os.environ.get("CI") == "true"
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if IN_CI else "default")
+
+# A shell's background job, as a run of CI may be, ignores SIGINT, and so would all that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

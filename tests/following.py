@@ -30,9 +30,7 @@ class Watching:
             name: value for name, value in (env or os.environ).items() if not name.startswith("PORTRETRY_")
         }
         environment["PYTHONPATH"] = str(Path(portretry_udev.__file__).parents[1])
-        # A shell's background job, as a CI's run may be, ignores Ctrl-C, and hands that down.
-        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        code += "from portretry_udev.cli_ports import ports; ports(prog_name='portretry-udev ports')"
+        code = "from portretry_udev.cli_ports import ports; ports(prog_name='portretry-udev ports')"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, "--watch", *map(str, arguments)],
             env=environment,

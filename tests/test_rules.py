@@ -1407,7 +1407,8 @@ def test_another_printer_after_a_reboot():
     story.failing = Octo.OFFLINE
     story.power_on()
     story.expect(Connect, within=BOOT + 1.2)
-    story.wait(GIVES_UP + 1)
+    story.wait(GIVES_UP + 4)
+    story.check(story.state.known, "it has been asked again, and waits for the back-off to be over")
     story.identity = Identified("Ender-3", None)
     story.power_off()
     story.power_on()

@@ -15,7 +15,7 @@ from portretry_udev.rest import Rest, Trouble, one_line
 __all__ = ["RIVALS", "About", "ask_about"]
 
 NEEDED = ("STATUS", "CONNECTION")
-"""What we live on; facts, section 4."""
+"""The permissions without which nothing works: to look, and to connect (facts, section 4)."""
 ALL = "ADMIN"  # all three versions list the others beside it; what comes need not
 SETTINGS = "SETTINGS_READ"
 PLUGINS = "PLUGIN_PLUGINMANAGER_LIST"

@@ -23,13 +23,12 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote, urlencode, urlsplit
 
+from portretry_udev.about import NEEDED, SETTINGS
 from portretry_udev.rest import Kind, Reply, Rest, Trouble
 
 APP = "portretry-udev"
 """What OctoPrint shows to the person who is to click Allow; also the account that is made on demand."""
-NEEDED = ("STATUS", "CONNECTION")
-"""The permissions without which nothing works: to look, and to connect (facts, section 4)."""
-OPTIONAL = ("SETTINGS_READ",)
+OPTIONAL = (SETTINGS,)
 """What else is of use: it lets other plugins that reconnect be seen."""
 
 ANSWERS_WITHIN = (3.05, 4.0)  # seconds, as ``Rest`` wants them: a poll must not outlast FORGETS_AFTER

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote, urlencode, urlsplit
 
+from portretry_udev import files
 from portretry_udev.about import NEEDED, SETTINGS
 from portretry_udev.rest import Kind, Reply, Rest, Trouble
 
@@ -470,38 +471,10 @@ def store(path: Path, key: str) -> None:
     Raises:
         LoginTrouble: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        _make_folder(path.parent)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(f"{key}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        files.write(path, f"{key}\n".encode("ascii"))
     except OSError as error:
         raise _unwritten(path, error) from None
-
-
-def _make_folder(folder: Path) -> None:
-    """Root's holds the configuration too, for all to read; a user's is the user's."""
-    mode = 0o755 if os.geteuid() == 0 else 0o700
-    for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
-        missing.mkdir(mode, exist_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name outlives a power cut, too."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritten(path: Path, error: OSError) -> LoginTrouble:

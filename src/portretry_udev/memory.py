@@ -3,16 +3,14 @@
 Knows files, and the time of day.  Must not know what a hold or a pause means; that is for the rules.
 """
 
-import contextlib
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
+from portretry_udev import files
 from portretry_udev.events import Hold
 
 _VERSION = 1
@@ -81,18 +79,7 @@ class Memory:
             "kept_at": self._wall(),
             "paused_until": self._until(paused_for),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)  # 0600
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(kept, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        files.write(self.path, json.dumps(kept).encode())
 
     def _until(self, paused_for: float) -> float | str | None:
         if paused_for <= 0:

@@ -19,6 +19,8 @@ A map of the modules, by what each of them knows:
 ``asker``             asks OctoPrint, in a thread of its own
 ``watcher``           one printer: waits on its sources, feeds the rules, carries effects out
 ``daemon``            all printers: one monitor, one watcher each, signals
+``notify``            what systemd is told of the service: ready, reloading, alive
+``watchdog``          whether every loop that must be alive still comes round
 ``control``           the local socket behind status, retry, pause and resume
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once

@@ -3,6 +3,7 @@
 stdout holds only what was asked for; everything else goes to stderr.  Exit status follows sysexits(3).
 """
 
+import faulthandler
 import json
 import logging
 import math
@@ -35,6 +36,7 @@ from portretry_udev.cli_common import (
 from portretry_udev.config import DEFAULT_FILE, load
 from portretry_udev.daemon import Daemon
 from portretry_udev.listing import plain
+from portretry_udev.notify import Notifier
 
 _log = logging.getLogger("portretry_udev")
 
@@ -90,8 +92,11 @@ def watch(
     config = load_or_fail(spoken, name)
     logs.set_up(verbose=verbose)
     devices_or_fail().close()  # libudev is there
+    notifier = Notifier.from_environment(os.environ)
+    if notifier.watchdog is not None:
+        faulthandler.enable()  # whom systemd ends for hanging says where it hangs (SIGABRT)
     try:
-        Daemon(config, dry_run=dry_run, again=lambda: load(spoken, os.environ, name)).run()
+        Daemon(config, dry_run=dry_run, again=lambda: load(spoken, os.environ, name), notifier=notifier).run()
     except control.ControlError as e:
         fail(e.status, str(e), "nothing was started or changed")
     except Exception:  # noqa: BLE001 - the last place where it can be said

@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 from portretry_udev import port as ports
 from portretry_udev.events import Pause, Resume, Retry
+from portretry_udev.watchdog import Pulse
 
 VERSION = 1
 SYSTEM_PATH = Path("/run/portretry-udev/control.sock")
@@ -354,6 +355,7 @@ class Server:
         self._stopping = False
         self._socket = _Socket(path)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.pulse = Pulse("control socket", self._wake)
 
     def replace(self, watchers: Iterable[Watched]) -> None:
         """From now on these are the printers; from any thread.  Who follows is told within 0.2 s."""
@@ -365,13 +367,18 @@ class Server:
             while not self._stopping:
                 self._once()
         finally:
+            self.pulse.end()
             for peer in list(self._peers.values()):
                 self._drop(peer)
 
     def stop(self) -> None:
         """End `run` soon; from any thread."""
         self._stopping = True
-        os.write(self._wake_write, b"!")
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is full of wake-ups already
+            os.write(self._wake_write, b"!")
 
     def close(self) -> None:
         """Take the socket away; after `run` has ended."""
@@ -388,6 +395,9 @@ class Server:
         for fd, peer in self._peers.items():
             poll.register(fd, peer.wants())
         happened = poll.poll(self._timeout())
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        self.pulse.beat()
         self._watchers = self._newest  # here alone, so that one round speaks of the same printers throughout
         for fd, mask in happened:
             if fd == listener.fileno():

@@ -34,10 +34,6 @@ class Notifier:
         self._address = f"\0{address[1:]}" if address and address.startswith("@") else address
         self._status: str | None = None
         self._complained = False
-        self._socket: socket.socket | None = None
-        if address:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._socket.settimeout(_PATIENCE)
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> "Notifier":
@@ -56,7 +52,7 @@ class Notifier:
     @property
     def is_there(self) -> bool:
         """Whether anybody listens to what is said."""
-        return self._socket is not None
+        return bool(self._address)
 
     def ready(self) -> None:
         """Say that the service does its work: at its start, and after `reloading`."""
@@ -82,10 +78,12 @@ class Notifier:
 
     def _send(self, *words: str) -> bool:
         """Send one message; whether it has arrived."""
-        if self._socket is None:
+        if not self._address:
             return False
         try:
-            self._socket.sendto("\n".join(words).encode(), self._address or "")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(_PATIENCE)
+                sock.sendto("\n".join(words).encode(), self._address)
         except OSError as e:
             if not self._complained:
                 self._complained = True

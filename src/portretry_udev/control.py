@@ -158,8 +158,7 @@ class _Socket:
         _clear(self.path)
         self.listener.bind(str(self.path))
         self._inode = _inode(self.path)
-        if os.geteuid() == 0:
-            _admit(self.path, GROUP)
+        _admit(self.path, GROUP)
         self.listener.listen(_BACKLOG)
 
     def close(self) -> None:
@@ -226,9 +225,17 @@ def _is_served(path: Path) -> bool:
 
 
 def _admit(path: Path, group: str) -> None:
-    """Let the group use the socket, where there is such a group."""
+    """Let the group use the socket: root's, where there is such a group, and whose own group it is.
+
+    By the group, not by who we are: a service may run as another user than root, as group dialout; and root
+    without CAP_CHOWN can give nothing away, but need not if the file is the group's already.
+    """
     try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        wanted = grp.getgrnam(group).gr_gid
+        if path.lstat().st_gid != wanted:
+            if os.geteuid() != 0:
+                return  # a person's own service
+            os.chown(path, -1, wanted)
         path.chmod(0o660)
     except KeyError:
         return

@@ -20,6 +20,8 @@ A map of the modules, by what each of them knows:
 ``watcher``           one printer: waits on its sources, feeds the rules, carries effects out
 ``daemon``            all printers: one monitor, one watcher each, signals
 ``control``           the local socket behind status, retry, pause and resume
+``tally``             what the rules did, counted; pure
+``metrics``           those counts for Prometheus, in a file
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
 ``files``             a file is there whole or not at all

@@ -55,6 +55,7 @@ def main(ctx: click.Context, config: str | None) -> None:
 @click.option("--ca-file", metavar="FILE", help="The CA of OctoPrint's certificate, if not a public one.")
 @click.option("--state-dir", metavar="DIR", help="Where holds are remembered.")
 @click.option("--control", metavar="PATH", help="The socket for status, retry, pause and resume.")
+@click.option("--metrics-textfile", metavar="PATH", help="Metrics for node_exporter, NAME.prom.")
 @click.option("--dry-run", is_flag=True, help="Open and connect nothing; say what would be done.")
 @common
 @click.pass_context

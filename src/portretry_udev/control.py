@@ -26,13 +26,14 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from portretry_udev import port as ports
 from portretry_udev.events import Pause, Resume, Retry
+from portretry_udev.tally import Tally
 
 VERSION = 1
 SYSTEM_PATH = Path("/run/portretry-udev/control.sock")
@@ -81,6 +82,8 @@ class Snapshot:
         paused: a person's word that is obeyed now.
         holding: our end of the port is open.
         news: unequal when there is something worth telling; it counts no seconds.
+        push: OctoPrint tells of its changes by itself; None: it is not asked to.
+        tally: what was counted since the service began.
     """
 
     state: str
@@ -94,6 +97,8 @@ class Snapshot:
     paused: bool
     holding: bool
     news: tuple[str, str] | None
+    push: bool | None = None
+    tally: Tally = field(default_factory=Tally)
 
 
 class Watched(Protocol):

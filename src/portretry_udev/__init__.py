@@ -35,6 +35,7 @@ A map of the modules, by what each of them knows:
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
 ``cli``               the commands, thin; ``cli_common``, and a ``cli_...`` for each group, are its parts
+``overview``          what ``status`` shows to people; ``live`` draws it in place on a terminal
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

@@ -1,31 +1,32 @@
 """The commands that ask the running service: ``status``, ``retry``, ``pause`` and ``resume``.
 
-Knows the flags, and what is said of the answers.  Must not know how the service is asked (``control``).
+Knows the flags, and what is said of the answers.  Must not know how the service is asked (``control``), nor
+how a terminal is drawn on (``live``).
 """
 
 import json
 import math
 import os
+import queue
 import re
 import shutil
 import sys
-import textwrap
+import threading
+import time
 import tomllib
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from portretry_udev import control
+from portretry_udev import control, live, overview
 from portretry_udev.cli_common import EX_CONFIG, EX_INTERRUPTED, EX_TEMPFAIL, colour, fail
 from portretry_udev.config import DEFAULT_FILE
 from portretry_udev.listing import plain
 
-_WIDTH = 80  # columns, where the terminal has no fewer
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_COLOURS = {"connected": "green", "faulted": "red", "unreachable": "red", "unconfigured": "red"}
+_REFRESH_PAUSE = 1.0  # seconds between two questions of `status --follow` on a terminal
 
 
 def _seconds(text: str) -> float | None:
@@ -82,7 +83,7 @@ def _ask(path: Path | None, command: str, **wishes: object) -> dict[str, Any]:
 @click.command(short_help="What the running service sees and waits for.")
 @_asks_service
 @click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
-@click.option("--follow", is_flag=True, help="Say it again at each change, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Live, until Ctrl-C; piped: again at each change.")
 @click.pass_context
 def status(  # noqa: PLR0913 - one argument a flag
     ctx: click.Context, name: str | None, path: str | None, config: str | None, *, as_json: bool, follow: bool
@@ -90,17 +91,91 @@ def status(  # noqa: PLR0913 - one argument a flag
     """Say what the running service sees, waits for and has done; for all printers, or the one NAMEd."""
     socket = _socket(ctx, path, config)
     if not follow:
-        _show_status(_ask(socket, "status", printer=name)["printers"], as_json=as_json, indent=2)
+        _show(_ask(socket, "status", printer=name), as_json=as_json, indent=2)
         return
     try:
-        for count, answer in enumerate(control.follow(socket, name)):
-            if count and not as_json:
-                click.echo()
-            _show_status(answer["printers"], as_json=as_json)
+        if as_json or not live.possible():
+            _follow_in_blocks(socket, name, as_json=as_json)
+        else:
+            _follow_in_place(socket, name)
     except control.ControlError as e:
         fail(e.status, plain(str(e)))
     except KeyboardInterrupt:
         sys.exit(EX_INTERRUPTED)
+
+
+def _show(answer: dict[str, Any], *, as_json: bool, indent: int | None = None) -> None:
+    if as_json:
+        click.echo(json.dumps({"printers": answer["printers"]}, indent=indent))
+        return
+    for line in overview.lines(answer, shutil.get_terminal_size().columns, time.time()):
+        click.echo(line, color=colour())
+
+
+def _follow_in_blocks(socket: Path | None, name: str | None, *, as_json: bool) -> None:
+    for count, answer in enumerate(control.follow(socket, name)):
+        if count and not as_json:
+            click.echo()
+        _show(answer, as_json=as_json)
+        sys.stdout.flush()
+
+
+def _follow_in_place(socket: Path | None, name: str | None) -> None:
+    """Draw the newest state, each second anew; at the end what was seen last stays on the terminal.
+
+    The service tells of changes by itself.  It is asked again when the look that was announced is over, since
+    looks that find nothing are no change.
+    """
+    mail: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    wishes: queue.SimpleQueue[None] = queue.SimpleQueue()
+    answer, answered_at = _ask(socket, "status", printer=name), time.monotonic()
+    for talk in (lambda: control.follow(socket, name), lambda: _asked(socket, name, wishes)):
+        threading.Thread(target=_talk, args=(talk, mail), daemon=True).start()
+    screen = live.Screen(lambda: mail.put(None))
+    asked_at = answered_at
+    try:
+        with screen.showing():
+            while True:
+                age = time.monotonic() - answered_at
+                screen.draw(_picture(answer, screen.size().columns, age))
+                match live.waited(mail, 1.0 - age % 1.0):
+                    case dict() as answer:
+                        answered_at = time.monotonic()
+                    case BaseException() as error:
+                        raise error
+                screen.rest()
+                now = time.monotonic()
+                due = answered_at + min(each["next_look"] for each in answer["printers"].values())
+                if now > max(due, asked_at + _REFRESH_PAUSE):
+                    asked_at = now
+                    wishes.put(None)
+    finally:
+        _show(answer, as_json=False)
+
+
+def _picture(answer: dict[str, Any], columns: int, age: float) -> list[str]:
+    lines = [
+        *overview.lines(answer, columns, time.time(), age),
+        "",
+        click.style("Ctrl-C ends this", dim=True),
+    ]
+    return lines if colour() is None else [click.unstyle(line) for line in lines]
+
+
+def _asked(socket: Path | None, name: str | None, wishes: "queue.SimpleQueue[None]") -> Iterator[Any]:
+    """An answer for each wish."""
+    while True:
+        wishes.get()
+        yield control.ask(socket, "status", printer=name)
+
+
+def _talk(talk: Callable[[], Iterator[Any]], mail: "queue.SimpleQueue[Any]") -> None:
+    """A thread's whole life: what the service says, and why it says no more."""
+    try:
+        for answer in talk():
+            mail.put(answer)
+    except BaseException as e:  # noqa: BLE001 - raised again where it can be told
+        mail.put(e)
 
 
 @click.command(short_help="Forget a Disconnect, a fault, a back-off: try now.")
@@ -160,35 +235,3 @@ def _span(seconds: float) -> str:
         if seconds >= size and math.isclose(seconds % size, 0):
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:g} s"
-
-
-def _show_status(printers: dict[str, Any], *, as_json: bool, indent: int | None = None) -> None:
-    if as_json:
-        click.echo(json.dumps({"printers": printers}, indent=indent))
-        return
-    for line in _table(printers, min(_WIDTH, shutil.get_terminal_size().columns)):
-        click.echo(line, color=colour())
-
-
-def _table(printers: dict[str, Any], width: int) -> list[str]:
-    """The state of all printers for people: two columns of short words, and below them what is long."""
-    room = max(len("NAME"), width - 2 - len("unconfigured") - 2 - len("2000-01-01 00:00:00"))
-    names = min(room, max(len(name) for name in ("NAME", *printers)))
-    lines = [f"{'NAME':<{names}}  {'STATE':<12}  SINCE"]
-    for name, found in printers.items():
-        short = name if len(name) <= names else name[: names - 3] + "..."
-        state = click.style(f"{found['state']:<12}", fg=_COLOURS.get(found["state"], "yellow"))
-        since = datetime.fromisoformat(found["since"]).astimezone()
-        lines.append(f"{short:<{names}}  {state}  {since:%Y-%m-%d %H:%M:%S}")
-        for text in (found["why"], _whereabouts(found)):
-            lines += textwrap.wrap(
-                plain(text), width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-            )
-    return lines
-
-
-def _whereabouts(found: dict[str, Any]) -> str:
-    """Port, node and holder in a few words; none of them, no words."""
-    port, node, holder = found["port"], found["node"], found["holder"]
-    where = " -> ".join(dict.fromkeys(name for name in (port, node) if name))
-    return f"{where}, in use by {holder}" if where and holder else where

@@ -7,7 +7,7 @@ A client sends JSON objects, one a line of at most `LINE_LIMIT` bytes, and gets 
 
     {"version": 1, "command": "status", "printer": "mk3", "follow": false}
     {"version": 1, "command": "pause", "seconds": 600}
-    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "pending": []}
+    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "push": {"mk3": true}, "pending": []}
     -> {"version": 1, "error": "no printer is named mk4; there are: mk3", "kind": "printer"}
 
 ``printer`` left out means all of them.  With ``follow``, one more line comes at each change.  ``pending``
@@ -332,6 +332,7 @@ class Server:
         path: of the socket.
         watchers: of the printers; others may come in their place (`replace`).
         events: tells which device events arrive: ``udev``, ``kernel`` or ``none``.
+        events_why: tells why no others do, for people; empty: there is nothing to tell.
         holders: who has a node open; for tests.
         clock: seconds that never go backwards, the watchers' own.
 
@@ -339,18 +340,20 @@ class Server:
         ControlError: the socket cannot be made.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, each of which a test may replace
         self,
         path: Path,
         watchers: Iterable[Watched],
         events: Callable[[], str],
         *,
+        events_why: Callable[[], str] = str,
         holders: Callable[[str], ports.Holders] = ports.holders,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watchers: dict[str, Watched] = {}
         self.replace(watchers)
         self._events = events
+        self._events_why = events_why
         self._holders = holders
         self._clock = clock
         self._held: dict[str, tuple[float, str, str | None]] = {}  # name -> looked at, node, holder
@@ -561,7 +564,13 @@ class Server:
     # -- what they get
     def _report(self, request: _Request) -> dict[str, object]:
         events = self._events()
-        return {"printers": {watcher.name: self._status(watcher, events) for watcher in self._meant(request)}}
+        watchers = self._meant(request)
+        # Beside the printers stands what people like to know and `status --json` does not promise.
+        return {
+            "printers": {watcher.name: self._status(watcher, events) for watcher in watchers},
+            "push": {watcher.name: watcher.snapshot.push for watcher in watchers},
+            "events_why": self._events_why(),
+        }
 
     def _status(self, watcher: Watched, events: str) -> dict[str, object]:
         """One printer, as DESIGN section 6 has it."""

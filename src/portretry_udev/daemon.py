@@ -166,7 +166,10 @@ class Daemon:
         """Serve the control socket.  Only one that was asked for must be there: watching matters more."""
         path = self._config.control or control.default_path()
         try:
-            server = control.Server(path, self.watchers, lambda: self._devices.events)
+            devices = self._devices
+            server = control.Server(
+                path, self.watchers, lambda: devices.events, events_why=lambda: devices.events_why or ""
+            )
         except control.ControlError as e:
             if self._config.control is not None:
                 raise

@@ -460,7 +460,8 @@ def test_status(served):
     """Exactly what DESIGN section 6 promises, for each printer in the order of the configuration."""
     served.watchers["mk3"].show(next_look=time.monotonic() + 60)
     answer = served.client().ask(STATUS)
-    assert list(answer) == ["version", "printers"]
+    assert list(answer) == ["version", "printers", "push", "events_why"]
+    assert answer["push"] == {"mk3": None, "ender": None}
     assert list(answer["printers"]) == ["mk3", "ender"]
     found = answer["printers"]["mk3"]
     assert list(found) == KEYS
@@ -1106,11 +1107,13 @@ def test_status_for_people(path, monkeypatch):
     """A table: name, state and since when; below it why, and who has the port."""
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
+    monkeypatch.setattr(time, "time", lambda: SINCE + 3.5 * 86400)
     with serving(path, FakeWatcher("mk3"), holders=Holders((Holder(812, "avrdude"),))) as served:
+        served.watchers["mk3"].show(next_look=time.monotonic() + 7.9)
         result = run(served, "status", "mk3")
     assert result.stdout.splitlines() == [
-        "NAME  STATE         SINCE",
-        "mk3   held          2023-11-14 22:13:20",
+        "NAME  STATE         SINCE                FOR     NEXT LOOK",
+        "mk3   held          2023-11-14 22:13:20  3 d     in 8 s",
         "  disconnected on purpose: hands off until the printer is switched off and on",
         "  /dev/serial/by-id/usb-1 -> /dev/ttyACM0, in use by avrdude (pid 812)",
     ]

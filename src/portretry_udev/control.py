@@ -7,7 +7,7 @@ A client sends JSON objects, one a line of at most `LINE_LIMIT` bytes, and gets 
 
     {"version": 1, "command": "status", "printer": "mk3", "follow": false}
     {"version": 1, "command": "pause", "seconds": 600}
-    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "pending": []}
+    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "push": {"mk3": true}, "pending": []}
     -> {"version": 1, "error": "no printer is named mk4; there are: mk3", "kind": "printer"}
 
 ``printer`` left out means all of them.  With ``follow``, one more line comes at each change.  ``pending``
@@ -26,13 +26,14 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from portretry_udev import port as ports
 from portretry_udev.events import Pause, Resume, Retry
+from portretry_udev.tally import Tally
 from portretry_udev.watchdog import Pulse
 
 VERSION = 1
@@ -82,6 +83,8 @@ class Snapshot:
         paused: a person's word that is obeyed now.
         holding: our end of the port is open.
         news: unequal when there is something worth telling; it counts no seconds.
+        push: OctoPrint tells of its changes by itself; None: it is not asked to.
+        tally: what was counted since the service began.
     """
 
     state: str
@@ -95,6 +98,8 @@ class Snapshot:
     paused: bool
     holding: bool
     news: tuple[str, str] | None
+    push: bool | None = None
+    tally: Tally = field(default_factory=Tally)
 
 
 class Watched(Protocol):
@@ -335,6 +340,7 @@ class Server:
         path: of the socket.
         watchers: of the printers; others may come in their place (`replace`).
         events: tells which device events arrive: ``udev``, ``kernel`` or ``none``.
+        events_why: tells why no others do, for people; empty: there is nothing to tell.
         holders: who has a node open; for tests.
         clock: seconds that never go backwards, the watchers' own.
 
@@ -342,18 +348,20 @@ class Server:
         ControlError: the socket cannot be made.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, each of which a test may replace
         self,
         path: Path,
         watchers: Iterable[Watched],
         events: Callable[[], str],
         *,
+        events_why: Callable[[], str] = str,
         holders: Callable[[str], ports.Holders] = ports.holders,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watchers: dict[str, Watched] = {}
         self.replace(watchers)
         self._events = events
+        self._events_why = events_why
         self._holders = holders
         self._clock = clock
         self._held: dict[str, tuple[float, str, str | None]] = {}  # name -> looked at, node, holder
@@ -573,7 +581,13 @@ class Server:
     # -- what they get
     def _report(self, request: _Request) -> dict[str, object]:
         events = self._events()
-        return {"printers": {watcher.name: self._status(watcher, events) for watcher in self._meant(request)}}
+        watchers = self._meant(request)
+        # Beside the printers stands what people like to know and `status --json` does not promise.
+        return {
+            "printers": {watcher.name: self._status(watcher, events) for watcher in watchers},
+            "push": {watcher.name: watcher.snapshot.push for watcher in watchers},
+            "events_why": self._events_why(),
+        }
 
     def _status(self, watcher: Watched, events: str) -> dict[str, object]:
         """One printer, as DESIGN section 6 has it."""

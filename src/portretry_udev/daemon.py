@@ -1,7 +1,8 @@
 """All printers: one monitor of uevents, one watcher thread each, the signals, and another configuration.
 
-Knows threads and signals, that `control` needs a thread too, what systemd is to be told and when, and which
-watchers a new configuration leaves as they are.  Must not know what a printer is up to; each watcher does.
+Knows threads and signals, that `control` and `metrics` need a thread too, what systemd is to be told and
+when, and which watchers a new configuration leaves as they are.  Must not know what a printer is up to; each
+watcher does.
 """
 
 import logging
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from portretry_udev import control
+from portretry_udev import control, metrics
 from portretry_udev.config import Config, Printer, Wrong
 from portretry_udev.devices import Devices
 from portretry_udev.memory import Memory
@@ -30,6 +31,7 @@ from portretry_udev.watcher import MakePusher, Watcher
 _log = logging.getLogger("portretry_udev.daemon")
 _GRACE = 0.7  # seconds in all for the watchers to end; the whole must take less than one
 _CONTROL_GRACE = 0.2  # seconds, after that, for the control socket's thread
+_METRICS_GRACE = 0.1  # seconds, before the latter, for the metrics' last word
 _LATE = 5.0  # seconds after which a watcher that does not end is told of; it takes milliseconds
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -71,6 +73,7 @@ class Daemon:
         self._again = again
         self._notifier = notifier if notifier is not None else Notifier()
         self._server: control.Server | None = None
+        self._metrics: metrics.Writer | None = None
         self._failure: BaseException | None = None
         self._stopping = False
         self._changing = threading.Lock()  # held while watchers are begun: none may be once we are stopping
@@ -104,7 +107,7 @@ class Daemon:
             Exception: what no watcher foresaw; the process must end with it, since a deaf service that seems
                 alive is worse than one that systemd starts anew.
         """
-        with self._signals(), self._control():
+        with self._signals(), self._control(), self._measured():
             self._devices.start()  # before the first look, or what comes in between is missed
             if self._devices.events == "none":
                 _log.warning("no device events here, the interval stands in: %s", self._devices.events_why)
@@ -173,7 +176,10 @@ class Daemon:
         """Serve the control socket.  Only one that was asked for must be there: watching matters more."""
         path = self._config.control or control.default_path()
         try:
-            server = control.Server(path, self.watchers, lambda: self._devices.events)
+            devices = self._devices
+            server = control.Server(
+                path, self.watchers, lambda: devices.events, events_why=lambda: devices.events_why or ""
+            )
         except control.ControlError as e:
             if self._config.control is not None:
                 raise
@@ -189,6 +195,27 @@ class Daemon:
             server.stop()
             thread.join(_CONTROL_GRACE)
             server.close()
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Write metrics, if that was asked for and can be done: watching matters more."""
+        path = self._config.metrics_textfile
+        try:
+            writer = metrics.Writer(path, self.watchers, lambda: self._devices.events) if path else None
+        except metrics.NoLibraryError as e:
+            _log.warning("%s", e)
+            writer = None
+        if writer is None:
+            yield
+            return
+        self._metrics = writer
+        thread = threading.Thread(target=self._guarded, args=(writer.run,), name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            writer.stop()
+            thread.join(_METRICS_GRACE)
 
     def _guarded(self, run: Callable[[], None]) -> None:
         """A thread's whole life: what it did not foresee ends the service."""
@@ -271,7 +298,7 @@ class Daemon:
         Who has changed begins as after a restart of the service: a hold and a pause are recalled, but not
         whether an open would make an edge.
         """
-        for setting in ("state_dir", "control"):
+        for setting in ("state_dir", "control", "metrics_textfile"):
             if getattr(config, setting) != getattr(self._config, setting):
                 _log.warning("%s has changed: that takes a restart of the service", setting)
         before = {watch.printer.name: watch for watch in self._watches}
@@ -292,6 +319,8 @@ class Daemon:
                     watch.thread.start()
             if self._server is not None:
                 self._server.replace(self.watchers)
+            if self._metrics is not None:
+                self._metrics.replace(self.watchers)
         _log.info("configuration read again: %s", _changes(before, staying, config.printers))
 
 

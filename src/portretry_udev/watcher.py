@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from portretry_udev import events, firmware, inotify, rules, whereabouts, words
+from portretry_udev import events, firmware, inotify, rules, tally, whereabouts, words
 from portretry_udev import port as ports
 from portretry_udev.about import About
 from portretry_udev.asker import Asker, Crash, OctoPrintClient, Reply
@@ -129,6 +129,7 @@ class Watcher:
             dry_run=dry_run,
         )
         self.state = rules.State(self._policy)
+        self._tally = tally.Tally()
         self._stopping = False
         self._mail: deque[object] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -286,7 +287,9 @@ class Watcher:
         while pending:
             event = pending.popleft()
             now = self._clock()
-            self.state, effects = rules.step(self.state, event, now)
+            before = self.state
+            self.state, effects = rules.step(before, event, now)
+            self._tally = tally.counted(self._tally, before, event, self.state, effects, now)
             if not isinstance(event, events.Tick | events.Heard) or effects:
                 self.log.debug("%s -> %s", event, effects)
             for effect in effects:
@@ -373,6 +376,8 @@ class Watcher:
             paused=rules.paused(s, self._clock()),
             holding=self._port is not None,
             news=self._said,
+            push=s.push if self._push is not None else None,
+            tally=self._tally,
         )
 
     def _say_once(self, what: str) -> None:

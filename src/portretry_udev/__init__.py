@@ -21,6 +21,7 @@ A map of the modules, by what each of them knows:
 ``daemon``            all printers: one monitor, one watcher each, signals
 ``notify``            what systemd is told of the service: ready, reloading, alive
 ``watchdog``          whether every loop that must be alive still comes round
+``unit``              what a configuration needs of the systemd unit beyond what that has
 ``control``           the local socket behind status, retry, pause and resume
 ``tally``             what the rules did, counted; pure
 ``metrics``           those counts for Prometheus, in a file

@@ -2,8 +2,11 @@
 
 import contextlib
 import math
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -215,3 +218,19 @@ def test_whom_systemd_ends_for_hanging_says_where(process, systemd):
     assert_eventually(lambda: not process.running(), SOON, process.log)
     assert process.end() == -signal.SIGABRT
     assert not re.search(re.escape(KEY), process.log())
+
+
+def test_a_wrong_configuration_is_an_error_in_the_journal(tmp_path):
+    """Each line has its priority, and not our name: the journal puts that in front of it."""
+    config = tmp_path / "config.toml"
+    config.write_text("printers = 5\n")
+    with (tmp_path / "journal").open("w+") as journal:
+        found = os.fstat(journal.fileno())
+        environment = {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        command = [sys.executable, "-m", "portretry_udev", "watch", "--config", str(config)]
+        ended = subprocess.run(command, stderr=journal, env=environment, check=False, timeout=30)
+        journal.seek(0)
+        lines = journal.read().splitlines()
+    assert ended.returncode == os.EX_CONFIG
+    assert len(lines) >= 2
+    assert all(re.match(r"<3>(?!portretry-udev: )", line) for line in lines), lines

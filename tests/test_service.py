@@ -13,7 +13,7 @@ import time
 import pytest
 
 from bench import KEY, SOON, logged
-from helpers import Daemon, assert_eventually
+from helpers import Daemon, assert_eventually, assert_stays
 from portretry_udev import control
 from portretry_udev import daemon as daemons
 from portretry_udev.config import Config, Printer
@@ -35,6 +35,7 @@ class Hanging(FakeDevices):
     def __init__(self):
         super().__init__()
         self.hanging = None
+        self.rounds = 0  # of the monitor's loop
         self.caught = threading.Event()  # that loop has asked
         self._going_on = threading.Event()
 
@@ -57,6 +58,7 @@ class Hanging(FakeDevices):
         return Missing("it is not there")
 
     def read(self):
+        self.rounds += 1
         self._answer("monitor")
         return super().read()
 
@@ -164,14 +166,14 @@ def test_a_printer_that_hangs_for_a_while_is_not_the_end(service, systemd, log):
 
 
 def test_without_systemd_nobody_is_woken(service):
-    """Not under systemd there is nothing to tell, and nothing comes round for it."""
-    running = service("mk3", notifier=Notifier())
+    """Not under systemd there is nothing to tell, and no loop comes round for it."""
+    devices = Hanging()
+    running = service("mk3", notifier=Notifier(), devices=devices)
     assert_eventually(lambda: running.watchers[0].snapshot.state == "unreachable", SOON, "it looks")
-    woken = []
-    running._wake = lambda: woken.append("the monitor's loop")
+    rounds = devices.rounds
     running.watchers[0].post(Pause(math.inf))
     assert_eventually(lambda: running.watchers[0].snapshot.paused, SOON, "it obeys")
-    assert woken == []
+    assert_stays(lambda: devices.rounds == rounds, 0.3, "the monitor's loop has come round")
     assert running.watchers[0].pulse._asked == running._server.pulse._asked == 0
 
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from portretry_udev import octoprint_config
 from portretry_udev.keys import VARIABLE as KEY_VARIABLE
-from portretry_udev.keys import KeySource, KeyTrouble, usual_place
+from portretry_udev.keys import KeySource, KeyTrouble, credential, usual_place
 from portretry_udev.octoprint_config import OctoPrintConfigTrouble, OctoPrintSettings
 
 DEFAULT_FILE = Path("/etc/portretry-udev/config.toml")
@@ -101,11 +101,13 @@ class Config:
         printers: the selected ones, in the order of the file.
         state_dir: the folder for what must survive a restart.
         control: the path of the control socket; None: the default.
+        metrics_textfile: where metrics are written for node_exporter; None: nowhere.
     """
 
     printers: tuple[Printer, ...]
     state_dir: Path
     control: Path | None = None
+    metrics_textfile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,13 @@ def _socket(value: object) -> Path:
     return path
 
 
+def _textfile(value: object) -> Path:
+    path = _path(value)
+    if path.suffix != ".prom" or path.name.startswith("."):
+        raise _BadError(f'must end in ".prom", or node_exporter does not read it, is {_shown(str(path))}')
+    return path
+
+
 def _node(value: object) -> str:
     text = _text(value)
     if text.upper() == "AUTO":
@@ -287,7 +296,12 @@ _MATCH: dict[str, Callable[[object], str]] = {
 }
 _FIRMWARE: dict[str, Callable[[object], str]] = {"machine": _text, "uuid": _text}
 _TABLES = ("match", "firmware")
-_TOP: dict[str, Callable[[object], Any]] = {"interval": _interval, "state_dir": _path, "control": _socket}
+_TOP: dict[str, Callable[[object], Any]] = {
+    "interval": _interval,
+    "state_dir": _path,
+    "control": _socket,
+    "metrics_textfile": _textfile,
+}
 _PRINTER: dict[str, Callable[[object], Any]] = {
     "octoprint": _url,
     "api_key_file": _key_path,
@@ -320,10 +334,11 @@ _FLAGS = (
     "ca_file",
     "state_dir",
     "control",
+    "metrics_textfile",
 )
 """The settings that flags and the environment can give; ``match`` and the rest need a file."""
 
-_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control")
+_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control", "metrics_textfile")
 _SPOKEN_FLAGS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -619,7 +634,7 @@ class _Loader:
             source, place = said.value, said.where
         elif file is not None:
             source, place = KeySource.from_file(file.value), file.where
-        elif credentials and _exists(Path(credentials) / f"{name}.key"):
+        elif credentials and _exists(credential(Path(credentials), name)):
             source, place = KeySource.from_credential(Path(credentials), name), missing
         elif _exists(usual := usual_place(name, self._environ)):
             source, place = KeySource.from_file(usual), missing
@@ -754,13 +769,15 @@ def _load(
     loader.judge_shared_key(spoken, printers)
     if loader.mistakes:
         raise Wrong(loader.mistakes)
-    state_dir, control = (
-        _merged([top, environment, arguments]).get(name) for name in ("state_dir", "control")
+    state_dir, control, metrics_textfile = (
+        _merged([top, environment, arguments]).get(name)
+        for name in ("state_dir", "control", "metrics_textfile")
     )
     return Config(
         printers=tuple(printer for printer in printers if printer is not None),
         state_dir=_default_state_dir(environ) if state_dir is None else state_dir.value,
         control=None if control is None else control.value,
+        metrics_textfile=None if metrics_textfile is None else metrics_textfile.value,
     )
 
 

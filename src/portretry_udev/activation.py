@@ -80,6 +80,7 @@ class Machine:
         systemd: is process 1 (as sd_booted(3) sees it).
         has_systemd: is installed: it may be at work after the next boot.
         active: the service runs.
+        failed: it has ended, and not well.
         enabled: the service starts at boot.
         masked: the service is switched off by its administrator.
         known: systemd knows a unit of that name.
@@ -90,6 +91,7 @@ class Machine:
     systemd: bool = False
     has_systemd: bool = False
     active: bool = False
+    failed: bool = False
     enabled: bool = False
     masked: bool = False
     known: bool = False
@@ -109,6 +111,7 @@ def look(run: Run, root: Path = Path("/")) -> Machine:
         has_systemd=systemd
         or any((root / place).is_dir() for place in ("usr/lib/systemd/system", "lib/systemd/system")),
         active=found.get("active") in ("active", "activating", "reloading"),
+        failed=found.get("active") == "failed",
         enabled=enabled in ("enabled", "enabled-runtime"),
         masked=enabled.startswith("masked"),
         known=enabled in ("enabled", "enabled-runtime", "disabled", "static", "linked", "masked", "indirect"),

@@ -63,8 +63,13 @@ class Plan:
         return any(item.path.name == UNIT or item.path.parent.name == f"{UNIT}.d" for item in self.goes)
 
 
-def plan(layout: Layout, *, purge: bool = False) -> Plan:
+def plan(layout: Layout, *, purge: bool = False, ending: bool = False) -> Plan:
     """See what is there; nothing is taken away.
+
+    Args:
+        layout: where.
+        purge: a person's settings go, too.
+        ending: the service runs and will be ended before: its socket goes with it.
 
     Raises:
         InstallTrouble: a folder cannot be looked into.
@@ -83,7 +88,8 @@ def plan(layout: Layout, *, purge: bool = False) -> Plan:
     for path in _inside(layout.config.parent):
         found.setting(path)
     found.state(layout.state)
-    found.socket(layout.runtime / "control.sock")
+    if not ending:
+        found.socket(layout.runtime / "control.sock")
     for folder in (layout.rule.parent, layout.unit.parent):
         found.beside(folder)
     for path in (vendor.rule, vendor.unit):

@@ -37,7 +37,7 @@ A map of the modules, by what each of them knows:
 ``installation``      both from the plan to what runs, in the right order
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
-``cli``               the commands, thin; its parts: ``cli_login``, ``cli_ports``, ``cli_install``, ``cli_common``
+``cli``               the commands, thin; the modules whose names begin with ``cli_`` are its parts
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

@@ -138,17 +138,12 @@ def _program(named: str | None, *, packaged: bool) -> Path:
         fail(EX_CONFIG, f"there is no {program.NAME} beside {sys.executable}: name it with --program PATH")
     consists_of = (path_found, Path(sys.executable), Path(install.__file__).parent)
     if dangers := program.dangers(consists_of):
-        fail(
-            EX_CONFIG,
-            "root's service should not run this program:",
-            *(f"  {danger}" for danger in dangers),
-            *program.CURE,
-            f"or, if you know better: --program {path_found}",
-        )
+        say("root's service should not run this program:", *dangers)
+        _note(*program.CURE, "Or, if you know better, add:", f"  --program {path_found}")
+        sys.exit(EX_CONFIG)
     if install.is_checkout():
-        say(
-            f"beware: the service runs from the source tree {install.checkout()}, as it will be at each start"
-        )
+        _note("Beware: at each start the service runs what is then in this source tree:")
+        _note(f"  {install.checkout()}")
     return path_found
 
 
@@ -225,7 +220,7 @@ def _surroundings(machine: Machine, runs: Path) -> Iterator[str]:
         yield f"  systemctl enable {UNIT}"
         yield "If not, have this run, as root, by whatever starts things here:"
     else:
-        yield "There is no systemd here.  Have this run, as root, by whatever starts things (docs/install.md):"
+        yield "There is no systemd here.  Have this run, as root, by what starts things (docs/install.md):"
     yield f"  {runs} watch"
 
 
@@ -313,7 +308,8 @@ def _backups(written: Iterable[Written]) -> Iterator[str]:
 def _note(*paragraphs: str) -> None:
     """Talk to the person, as a dialogue does; what is indented is a line to type, and stays whole."""
     for text in paragraphs:
-        lines = [text] if text.startswith(" ") else textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+        wrapped = textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines = [text] if text.startswith(" ") else wrapped
         for line in lines:
             click.echo(plain(line), err=True)
 

@@ -221,8 +221,9 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def _wants(units: Path) -> Iterator[Path]:
     """The links by which the service is enabled."""
-    for pattern in (f"*.wants/{UNIT}", f"*.requires/{UNIT}"):
-        yield from sorted(path for path in units.glob(pattern) if path.is_symlink())
+    for folder in (*units.glob("*.wants"), *units.glob("*.requires")):
+        if (folder / UNIT).is_symlink():
+            yield folder / UNIT
 
 
 def _begins(path: Path) -> bool:

@@ -679,7 +679,9 @@ def test_what_is_not_ours_stays_and_is_told(root):
     foreign = {
         "etc/udev/rules.d/98-other.rules",
         "etc/udev/rules.d/99-portretry-echo.rules",
+        "etc/udev/rules.d/99-portretry.rules.mine~",
         "etc/portretry-udev/notes.txt",
+        "etc/portretry-udev/notes.txt~",
         "etc/systemd/system/portretry-udev.service.d/override.conf",
     }
     for name in foreign:
@@ -689,7 +691,7 @@ def test_what_is_not_ours_stays_and_is_told(root):
     result = ok("uninstall", "--root", root, "--purge", "--yes")
 
     assert contents(root) == foreign
-    for name in foreign - {"etc/udev/rules.d/98-other.rules"}:
+    for name in foreign - {"etc/udev/rules.d/98-other.rules", "etc/udev/rules.d/99-portretry.rules.mine~"}:
         assert f"stays      {root / name}" in result.stdout
     assert f"{root}/etc/systemd/system/{UNIT}.d stays: there is something in it" in said(result)
 

@@ -21,11 +21,11 @@ from portretry_udev.udev_rule import UNIT
 
 ECHO = "99-portretry-echo.rules"
 _OURS = b"# portretry-udev"  # how each of our rules, units and drop-ins begins
-_KEPT = re.compile(r".+~\d*")  # what `install` and `setup` keep of a file that was changed by hand
-_HALF = re.compile(
-    r"\..+\.[0-9a-f]{8}"
-)  # what a power cut leaves of a file that was being written (files.write)
-_SETTINGS = re.compile(r"config\.toml|[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.key")
+_KEY = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.key"
+_SETTINGS = re.compile(rf"config\.toml|{_KEY}")
+_NAMES = "|".join((*map(re.escape, (RULE, PRINTERS, ECHO, UNIT, EXAMPLE, "config.toml")), _KEY))
+_KEPT = re.compile(rf"({_NAMES})~\d*")  # what `install` and `setup` keep of a file that was changed by hand
+_HALF = re.compile(rf"\.({_NAMES})(~\d*)?\.[0-9a-f]{{8}}")  # what a power cut leaves of one (files.write)
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,6 @@ class _Found:
     def beside(self, folder: Path) -> None:
         """What was kept of our files in a folder that is not ours, and what a power cut left of them."""
         for path in _inside(folder):
-            name = path.name.rstrip("0123456789").rstrip("~").lstrip(".")
-            if not any(name.startswith(ours) for ours in (RULE, PRINTERS, ECHO, UNIT)):
-                continue
             if _KEPT.fullmatch(path.name):
                 self._settings(path, "kept of a file that was changed")
             elif _HALF.fullmatch(path.name):

@@ -1,6 +1,7 @@
 """Our files come whole or not at all, say so before, and go without a trace; nobody else's are touched."""
 
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -504,6 +505,33 @@ def test_a_full_disk_leaves_nothing_half_done(root, monkeypatch, number):
     assert tree(root) == {}
 
 
+def test_what_cannot_be_put_back_is_told(root, monkeypatch):
+    """A disk that goes read-only in the middle of it: which file is not as it was, and its copy is there."""
+    rule = root / RULE
+    rule.parent.mkdir(parents=True)
+    rule.write_text("# mine\n")
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        fail_at(
+            patch, 3, OSError(30, "Read-only file system")
+        )  # after the copy of the old rule and the new one
+        real = Path.replace
+        patch.setattr(
+            Path, "replace", lambda path, to: refuse() if path.name.endswith("~") else real(path, to)
+        )
+        result = run("install", "--root", root, "--yes")
+
+    assert result.exit_code == 73
+    assert (
+        f"{rule} cannot be put back as it was: Read-only file system; what was there is kept" in result.stderr
+    )
+    assert "nothing was changed" not in result.stderr
+    assert rule.with_name(f"{rule.name}~").read_text() == "# mine\n"
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_what_was_there_is_put_back_when_the_disk_is_full(root, monkeypatch, number):
     """A file and a link that were there are again, and no copy of them is left."""
@@ -820,6 +848,53 @@ def test_what_cannot_be_taken_away_is_told_in_one_line(root, monkeypatch):
     assert contents(root) == set()
 
 
+def test_a_folder_that_is_a_link_is_not_ours(root):
+    """Who has put the state elsewhere keeps what is there, also with --purge; a folder is no rule."""
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere" / "mk3.json").write_text("{}")
+    (root / "var/lib").mkdir(parents=True)
+    (root / "var/lib/portretry-udev").symlink_to(root / "elsewhere")
+    (root / RULE).mkdir(parents=True)
+
+    result = ok("uninstall", "--root", root, "--purge", "--yes")
+
+    assert contents(root) == {"elsewhere/mk3.json"}
+    assert (root / RULE).is_dir()
+    assert "a link, and not ours" in result.stdout
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told(root, monkeypatch):
+    """Nothing is taken away by guess."""
+    ok("install", "--root", root, "--yes")
+
+    def closed(_path):
+        raise OSError(5, "Input/output error")
+
+    before = tree(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", closed)
+        result = run("uninstall", "--root", root, "--yes")
+    assert result.exit_code == 73
+    assert "Input/output error" in result.stderr
+    assert tree(root) == before
+
+
+def test_who_is_not_root_is_told_the_line_to_type_here_too(root, here, monkeypatch):
+    """Before anything is asked or ended."""
+    here(BARE)
+    configure(root)
+    ok("install", "--root", root, "--yes")
+    commands = here(RUNNING)
+    commands.ran.clear()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    result = run("uninstall", "--root", root, "--purge")
+
+    assert result.exit_code == 77
+    assert f"sudo {PROGRAM} uninstall --root {root} --purge" in result.stderr
+    assert commands.ran == []
+
+
 # -- what udev and systemd are told -----------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("machine", "unit_changed", "config_changed", "start", "told"),
@@ -986,6 +1061,39 @@ def test_what_others_can_change_is_not_for_root(tmp_path, monkeypatch):
 
     assert who in danger
     assert "become root" in danger
+
+
+def test_a_group_counts_by_its_members(tmp_path, monkeypatch):
+    """Debian's /usr/local belongs to the group staff, which has none."""
+    monkeypatch.setattr(program, "_PASSING", ())
+    monkeypatch.setattr(program, "_HOMES", ())
+    script = executable(tmp_path / "portretry-udev")
+    real = script.lstat()
+    members = []
+
+    def lstat(path):
+        values = list(real) if path == script else [0o40755, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+        if path == script:
+            values[0], values[4], values[5] = 0o100775, 0, 50
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    monkeypatch.setattr(program, "_members", lambda gid: members if gid == 50 else [])
+    monkeypatch.setattr(program.grp, "getgrgid", lambda _gid: type("Group", (), {"gr_name": "staff"}))
+
+    assert program.dangers([script]) == []
+    members.append("pi")
+    (danger,) = program.dangers([script])
+    assert "the group staff (pi)" in danger
+
+
+def test_the_members_of_a_group_are_those_listed_and_those_born_into_it():
+    """By /etc/group and /etc/passwd of this machine: every user's own group has that user in it."""
+    users = [user for user in pwd.getpwall() if user.pw_uid != 0]
+    assert users
+    for user in users[:5]:
+        assert user.pw_name in program._members(user.pw_gid)
+    assert program._members(0x7FFFFFF0) == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from portretry_udev import __version__, cli_login, cli_ports, control, logs
+from portretry_udev import __version__, cli_doctor, cli_login, cli_ports, control, logs
 from portretry_udev.cli_common import (
     EX_CONFIG,
     EX_INTERRUPTED,
@@ -103,6 +103,7 @@ def watch(
 main.add_command(cli_login.login)
 main.add_command(cli_ports.ports)
 main.add_command(cli_ports.probe)
+main.add_command(cli_doctor.doctor)
 
 
 # -- status, retry, pause, resume --------------------------------------------------------------------------

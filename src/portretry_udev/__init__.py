@@ -32,7 +32,14 @@ A map of the modules, by what each of them knows:
 ``udev_rule``         the udev rules of one installation, for its configured printers
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
-``cli``               the commands, thin; ``cli_login``, ``cli_ports``, ``cli_common`` are parts of it
+``doctor``            why nothing happens: all checks, by subject in ``doctor_machine``, ``doctor_service``,
+                      ``doctor_octoprint`` and ``doctor_port``; pure
+``findings``          what the doctor can say: the catalogue
+``facts``             what the doctor has found out, as data
+``doctor_facts``      finds that out: /proc, /sys, systemctl; ``doctor_patients``: keys, OctoPrints, ports
+``doctor_screen``     how the doctor's report looks
+``cli``               the commands, thin; ``cli_login``, ``cli_ports``, ``cli_doctor``, ``cli_common`` are
+                      parts of it
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

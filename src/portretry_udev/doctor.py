@@ -1,7 +1,7 @@
 """Why nothing happens: all checks, over the machine and each printer, in the order in which to read them.
 
 Pure: facts in, a report out.  Must not know where the facts come from (``doctor_facts`` and
-``doctor_patients``), nor how a report looks on a screen (``cli_doctor``).
+``doctor_patients``), nor how a report looks (``doctor_screen``).
 """
 
 from collections.abc import Sequence

@@ -249,8 +249,10 @@ class Reader:
     # -- the service -------------------------------------------------------------------------------------
     def service(self, socket: Path | None) -> Service:
         """What is there of our service."""
-        proc = self._root / "proc"
-        ours = [self.process(pid) for pid in self._pids() if listing.is_service(pid, proc)]
+        # There may be more than one; what is asked is the one to be spoken of.
+        pid = control.server_pid(socket)
+        answers = None if pid is None else self.process(pid)
+        ours = [answers] if answers else map(self.process, self._pids_of_services())
         answer, trouble, refused = None, "", False
         try:
             answer = control.ask(socket, "status")
@@ -267,6 +269,9 @@ class Reader:
             refused,
             _would_be(unit),
         )
+
+    def _pids_of_services(self) -> list[int]:
+        return [pid for pid in self._pids() if listing.is_service(pid, self._root / "proc")]
 
     def _manager(self) -> str:
         if (self._root / "run/systemd/system").is_dir():

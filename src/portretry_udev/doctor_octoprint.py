@@ -125,9 +125,7 @@ def key(patient: Patient) -> Iterator[Finding]:
     if trouble is None:
         yield fine("key", str(patient.printer.key))
     elif patient.hidden:
-        yield KEY_UNREAD.found(
-            f"only root may read the {patient.printer.key}", "", "sudo portretry-udev doctor"
-        )
+        yield KEY_UNREAD.found("the key is for root alone", "", "sudo portretry-udev doctor")
     elif patient.keyless:
         yield KEY_MISSING.found(trouble.fault, "", login)
     else:

@@ -19,7 +19,7 @@ from portretry_udev.config import NOWHERE, Printer
 from portretry_udev.devices import Marks, Missing, Node
 from portretry_udev.doctor_facts import access
 from portretry_udev.facts import Patient, Process
-from portretry_udev.keys import KeyTrouble
+from portretry_udev.keys import KeyTrouble, roots_place
 from portretry_udev.listing import Row
 from portretry_udev.octoprint import Answer, Client
 from portretry_udev.rest import Kind, Rest, Trouble
@@ -81,7 +81,7 @@ def _key(printer: Printer) -> KeyTrouble | None:
 
 def _is_hidden(printer: Printer) -> bool:
     """Whether the key is somebody else's, and we could not have read it."""
-    path = printer.key.path
+    path = roots_place(printer.name) if printer.key == NOWHERE else printer.key.path
     if path is None or os.geteuid() == 0:
         return False
     try:

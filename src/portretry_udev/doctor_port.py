@@ -102,8 +102,8 @@ HELD = kind(
 HELD_OCTOPRINT = kind(
     "port-held-octoprint",
     Level.PROBLEM,
-    "An OctoPrint has the port open, though the configured one says that it is offline: it is another one, or "
-    "stuck.",
+    "An OctoPrint has the port open, though the configured one says that it is offline: it is another one, "
+    "or stuck.",
     "Give each OctoPrint its own port and address in the configuration; else restart that one.",
 )
 UNSEEN = kind(
@@ -251,8 +251,8 @@ def permitted(patient: Patient, machine: Machine) -> Iterator[Finding]:
     if service.itself.may_open(access) is False:
         found.append(
             DENIED.found(
-                f"the service's user ({service.itself.user}) may not open {node.real}: mode {access.mode:04o}, "
-                f"of user {access.owner} and group {access.group}",
+                f"the service's user ({service.itself.user}) may not open {node.real}: "
+                f"mode {access.mode:04o}, of user {access.owner} and group {access.group}",
                 *_granted(node, access, service.itself),
             )
         )

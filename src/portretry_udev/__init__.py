@@ -37,6 +37,12 @@ A map of the modules, by what each of them knows:
 ``installation``      both from the plan to what runs, in the right order
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
+``doctor``            why nothing happens: all checks, by subject in ``doctor_machine``, ``doctor_service``,
+                      ``doctor_octoprint`` and ``doctor_port``; pure
+``findings``          what the doctor can say: the catalogue
+``facts``             what the doctor has found out, as data
+``doctor_facts``      finds that out: /proc, /sys, systemctl; ``doctor_patients``: keys, OctoPrints, ports
+``doctor_screen``     how the doctor's report looks
 ``cli``               the commands, thin; the modules whose names begin with ``cli_`` are its parts
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware

@@ -132,7 +132,7 @@ class Survey:
     Attributes:
         file: that was read; None: there is none.
         mistakes: as those of `Wrong`, but for keys: reading a printer's key tells.
-        printers: those without a mistake of their own.  ``key`` is `NOWHERE` where nobody has named its place.
+        printers: those without a mistake of their own; ``key`` is `NOWHERE` where nobody has named its place.
         state_dir: as in `Config`; None: it could not be made out.
         control: likewise.
     """
@@ -755,7 +755,7 @@ def survey(
     *,
     default_file: Path = DEFAULT_FILE,
 ) -> Survey:
-    """What can be made of the configuration, for whoever wants to know what is wrong; arguments as for `load`."""
+    """What can be made of a configuration, by whoever wants to know what is wrong; arguments as `load`."""
     loader = _Loader(environ, keys_wanted=False)
     try:
         found = _load(loader, flags, environ, only, default_file)

@@ -25,6 +25,7 @@ import pwd
 import select
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ _HOLDER_PERIOD = 1.0  # seconds: a look into /proc takes 20 ms, and is not repea
 _ACCEPT_PAUSE = 1.0  # seconds without letting anybody in when there are no descriptors left
 _ANSWER_LIMIT = 1 << 20  # bytes; an answer has some 500 a printer
 _SHOWN = 64  # characters of a name that is none
+_PEER = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid; of a client, of whoever listened
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 _log = logging.getLogger("portretry_udev.control")
@@ -615,6 +617,17 @@ def ask(path: Path | None, command: str, **wishes: object) -> dict[str, Any]:
     """
     with contextlib.closing(_answers(path, command, wishes)) as answers:
         return next(answers)
+
+
+def server_pid(path: Path | None) -> int | None:
+    """Which process is the service, by its socket; None: none is there, or it is out of our sight."""
+    try:
+        sock, _ = _connect(_candidates(path))
+    except ControlError:
+        return None
+    with sock:
+        pid, _, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(pid) or None
 
 
 def follow(path: Path | None, printer: str | None) -> Generator[dict[str, Any], None, None]:

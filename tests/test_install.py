@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from portretry_udev import activation, cli, files, install, installation, program, uninstall
+from portretry_udev import activation, cli, files, install, installation, program, uninstall, unit
 from portretry_udev.activation import Machine, Outcome
 from portretry_udev.install import InstallTrouble, Kind, Layout
 from portretry_udev.udev_rule import UNIT, rules_for
@@ -32,6 +32,12 @@ RUNNING = Machine(
     udevd=True, systemd=True, has_systemd=True, known=True, active=True, enabled=True
 )  # fmt: skip
 BARE = Machine(udevd=True, systemd=True, has_systemd=True)
+
+
+@pytest.fixture(autouse=True)
+def _tmp_is_any_folder(monkeypatch):
+    """The tests' folders may be in /tmp, which a service has of its own."""
+    monkeypatch.setattr(unit, "TEMPORARY", ())
 
 
 class Commands:
@@ -202,6 +208,39 @@ def installation_printers(root):
     return survey({"config": str(root / CONFIG)}, {}).printers
 
 
+def test_what_a_configuration_needs_of_the_unit_comes_as_a_drop_in(root, here):
+    """It is gone from the drop-in when it is needed no longer; a service that runs is told each time."""
+    commands = here(BARE)
+    configure(root)
+    dropin = root / f"{SERVICE}.d" / "configuration.conf"
+    ok("install", "--root", root, "--yes")
+    assert not dropin.exists()
+
+    text = (root / CONFIG).read_text()
+    (root / CONFIG).write_text(f'state_dir = "/srv/state"\n{text}')
+    ok("install", "--root", root, "--yes")
+    assert 'ReadWritePaths="-/srv/state"' in dropin.read_text().splitlines()
+    assert dropin.read_text().startswith("# portretry-udev: ")
+
+    here(RUNNING)
+    commands.ran.clear()
+    configure(root)
+    ok("install", "--root", root, "--yes")
+    assert [line for line in dropin.read_text().splitlines() if not line.startswith("#")] == []
+    assert commands.ran == ["systemctl daemon-reload", f"systemctl restart {UNIT}"]
+    assert "nothing to do" in ok("install", "--root", root).stderr
+    assert not list(dropin.parent.glob("*~*"))
+
+    ok("uninstall", "--root", root, "--yes")
+    assert not dropin.parent.exists()
+
+
+def test_the_numbers_of_ports_that_are_here(tmp_path):
+    """A driver unlike most has one that the unit does not allow; what is no device has none."""
+    (tmp_path / "file").touch()
+    assert activation.majors(["/dev/null", str(tmp_path / "file"), "/dev/no-such-port"]) == {1}
+
+
 def test_a_printer_that_no_rule_can_name_is_told_and_the_others_get_theirs(root):
     """A port under a folder of one's own is none that udev makes."""
     configure(root)
@@ -279,13 +318,13 @@ def test_a_link_to_dev_null_is_a_persons_word(root, name, here):
 
 def test_an_empty_unit_is_masked_too(root):
     """systemd.unit(5) says so."""
-    unit = root / SERVICE
-    unit.parent.mkdir(parents=True)
-    unit.touch()
+    masked = root / SERVICE
+    masked.parent.mkdir(parents=True)
+    masked.touch()
 
     result = ok("install", "--root", root, "--yes")
 
-    assert unit.read_bytes() == b""
+    assert masked.read_bytes() == b""
     assert "switched it off" in said(result)
 
 
@@ -535,13 +574,13 @@ def test_what_cannot_be_put_back_is_told(root, monkeypatch):
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_what_was_there_is_put_back_when_the_disk_is_full(root, monkeypatch, number):
     """A file and a link that were there are again, and no copy of them is left."""
-    rule, unit = root / RULE, root / SERVICE
+    rule, service = root / RULE, root / SERVICE
     rule.parent.mkdir(parents=True)
-    unit.parent.mkdir(parents=True)
+    service.parent.mkdir(parents=True)
     rule.write_text("# mine\n")
     rule.chmod(0o640)
     (root / "mine.service").write_text("[Unit]\n")
-    unit.symlink_to(root / "mine.service")
+    service.symlink_to(root / "mine.service")
     before = set(tree(root))
     tried = fail_at(monkeypatch, number, OSError(28, "No space left on device"))
 
@@ -550,7 +589,7 @@ def test_what_was_there_is_put_back_when_the_disk_is_full(root, monkeypatch, num
     assert (result.exit_code, len(tried) >= number) == (73, True)
     assert set(tree(root)) == before
     assert (rule.read_text(), rule.stat().st_mode & 0o777) == ("# mine\n", 0o640)
-    assert unit.readlink() == root / "mine.service"
+    assert service.readlink() == root / "mine.service"
 
 
 def test_a_read_only_etc_is_one_line(root, monkeypatch):
@@ -863,6 +902,21 @@ def test_a_folder_that_is_a_link_is_not_ours(root):
     assert "a link, and not ours" in result.stdout
 
 
+def test_the_state_of_a_service_with_a_user_of_its_own(root):
+    """It is in a private folder of systemd's, behind a link."""
+    private = root / "var/lib/private/portretry-udev"
+    private.mkdir(parents=True)
+    (private / "mk3.json").write_text("{}")
+    link = root / "var/lib/portretry-udev"
+    link.symlink_to("private/portretry-udev")
+
+    ok("uninstall", "--root", root, "--yes")
+    assert (link / "mk3.json").exists()
+
+    ok("uninstall", "--root", root, "--purge", "--yes")
+    assert set(tree(root)) == {"var", "var/lib", "var/lib/private"}
+
+
 def test_a_folder_that_cannot_be_looked_into_is_told(root, monkeypatch):
     """Nothing is taken away by guess."""
     ok("install", "--root", root, "--yes")
@@ -1170,10 +1224,10 @@ def test_a_wheel_and_a_checkout_have_the_same_files(tmp_path):
 def test_the_example_is_read_by_nobody(root):
     """It has a printer in it, whose key and port are nobody's: it must not start anything."""
     ok("install", "--root", root, "--yes")
-    unit = (root / SERVICE).read_text()
+    text = (root / SERVICE).read_text()
 
-    assert f"ConditionPathExists=/{CONFIG}" in unit
-    assert install.EXAMPLE not in unit
+    assert f"ConditionPathExists=/{CONFIG}" in text
+    assert install.EXAMPLE not in text
 
 
 def test_a_plan_is_data(root):

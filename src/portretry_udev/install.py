@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Protocol
 
 from portretry_udev import files
-from portretry_udev.udev_rule import UNIT, Printer, Unwritable, rules_for
+from portretry_udev.config import Config, Printer
+from portretry_udev.udev_rule import UNIT, Unwritable, rules_for
+from portretry_udev.unit import DROP_IN, drop_in, needs
 
 RULE = "99-portretry.rules"
 PRINTERS = "99-portretry-printers.rules"
@@ -29,7 +31,10 @@ PACKAGED_PROGRAM = Path("/usr/bin/portretry-udev")  # what the unit runs as it i
 _RULES = "etc/udev/rules.d"
 _UNITS = "etc/systemd/system"
 _OURS = b"# portretry-udev"  # how each of our rules and units begins
-_GENERATED = b"# portretry-udev: the ports of the configured printers."
+_NEEDS = (
+    "# portretry-udev: what its configuration needs beyond the unit.  Made from it; changes here are lost.\n"
+)
+_GENERATED = (b"# portretry-udev: the ports of the configured printers.", _NEEDS.encode())
 _MOST = 1 << 20  # bytes of a file that is compared; ours have a few thousand
 
 
@@ -108,6 +113,11 @@ class Layout:
         """What `systemctl edit` makes."""
         return self.at(_UNITS) / f"{UNIT}.d"
 
+    @property
+    def needs(self) -> Path:
+        """What a configuration needs of the service beyond the unit."""
+        return self.dropins / DROP_IN.name
+
 
 def shipped(name: str, place: str = "") -> bytes:
     """A file that came with the program: in its package, or in the checkout that it runs from.
@@ -137,6 +147,18 @@ class Configured(Protocol):
     def printers(self) -> Sequence[Printer]:
         """Those that were configured."""
 
+    @property
+    def state_dir(self) -> Path | None:
+        """Where the service remembers holds; None: unknown."""
+
+    @property
+    def control(self) -> Path | None:
+        """The control socket, if it is not the usual one."""
+
+    @property
+    def metrics_textfile(self) -> Path | None:
+        """Where metrics go, if anywhere."""
+
 
 # -- what belongs there -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
@@ -164,7 +186,14 @@ class Wanted:
     troubles: tuple[str, ...] = ()
 
 
-def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bool = True) -> Wanted:
+def wanted(
+    layout: Layout,
+    *,
+    program: Path,
+    config: Configured | None,
+    unit: bool = True,
+    majors: Iterable[int] = (),
+) -> Wanted:
     """The files of an installation.
 
     Args:
@@ -172,6 +201,7 @@ def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bo
         program: what the unit is to run.
         config: whose printers get rules; None: nobody has configured any.
         unit: there is a systemd that could use one.
+        majors: device numbers of configured ports.
     """
     vendor = Layout(layout.root, vendor=True)
     rule = shipped(RULE, "udev")
@@ -183,6 +213,8 @@ def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bo
     if unit:
         text = unit_for(program)
         found.append(File(layout.unit, text.encode(), "the service", None if layout.vendor else vendor.unit))
+        if config is not None and not layout.vendor:
+            found += _needs(layout, config, majors)
     example = File(
         layout.example,
         shipped(EXAMPLE),
@@ -190,6 +222,20 @@ def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bo
         None if layout.vendor else vendor.example,
     )
     return Wanted((*found, example), tuple(troubles))
+
+
+def _needs(layout: Layout, config: Configured, majors: Iterable[int]) -> Iterator[File]:
+    """The drop-in, if the configuration needs one, or has needed one before."""
+    whole = Config(
+        tuple(config.printers), config.state_dir or layout.state, config.control, config.metrics_textfile
+    )
+    text = drop_in(needs(whole, majors))
+    if text or layout.needs.exists():
+        yield File(
+            layout.needs,
+            (_NEEDS + (text.partition("\n")[2] or "# Nothing, by now.\n")).encode(),
+            "what your configuration needs of the service",
+        )
 
 
 def unit_for(program: Path) -> str:

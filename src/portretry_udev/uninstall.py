@@ -148,7 +148,12 @@ class _Found:
             self.stays(path, "not ours")
 
     def state(self, folder: Path) -> None:
-        if folder.is_symlink():
+        private = folder.parent / "private" / folder.name  # systemd's, of a service with a user of its own
+        if folder.is_symlink() and str(folder.readlink()) in (f"private/{folder.name}", str(private)):
+            self._settings(folder, "what the service remembers")
+            if self._purge:
+                self.goes(private, "what the service remembers")
+        elif folder.is_symlink():
             self.stays(folder, "a link, and not ours")
         elif next(_inside(folder), None) is not None:
             self._settings(folder, "what the service remembers")

@@ -1064,9 +1064,11 @@ def test_only_usb_serial_ports_and_what_is_configured_are_triggered(tmp_path):
         (tty / each.name).symlink_to(each)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/serial0").symlink_to("ttyAMA0")
+    (tmp_path / "srv").mkdir()
+    (tmp_path / "srv/tty1").touch()  # no device has that path, whatever its name
 
     assert activation.serial_devices(root=tmp_path) == [board, port]
-    found = activation.serial_devices(["/dev/serial0", "/dev/ttyUSB7"], tmp_path)
+    found = activation.serial_devices(["/dev/serial0", "/dev/ttyUSB7", "/srv/tty1"], tmp_path)
     assert set(found) == {board, port, uart}
 
 

@@ -216,7 +216,9 @@ def serial_devices(ports: Iterable[str] = (), root: Path = Path("/")) -> list[Pa
     """
     tty = root / "sys/class/tty"
     names = {path.name for pattern in _USB_PORTS for path in tty.glob(pattern)}
-    names |= {name for port in ports if (tty / (name := (root / port.lstrip("/")).resolve().name)).exists()}
+    for node in ((root / port.lstrip("/")).resolve() for port in ports):
+        if node.parent == (root / "dev").resolve() and (tty / node.name).exists():
+            names.add(node.name)
     found: dict[Path, None] = {}
     for name in sorted(names):
         port = (tty / name).resolve()

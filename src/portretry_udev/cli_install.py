@@ -109,6 +109,8 @@ def install_(  # noqa: PLR0913 - one argument a flag
     say_failures(done.failures, "the files are in place")
     note("Done.")
     _say_next(planned, unready, runs)
+    if any(step.command[1] == "enable" for step in planned.steps):
+        _say_status()
 
 
 def _layout(ctx: click.Context, root: Path, *, vendor: bool = False) -> Layout:
@@ -173,8 +175,13 @@ def _not_startable(layout: Layout, found: Survey | None, *, no_start: bool) -> l
     try:
         load({"config": str(layout.config)}, {})
     except Wrong as wrong:
-        say(*wrong.mistakes)
-        return ["So the service is not started.  When that is done:", f"  sudo systemctl enable --now {UNIT}"]
+        enable = f"  sudo systemctl enable --now {UNIT}"
+        return [
+            "The service is neither started nor restarted:",
+            *wrong.mistakes,
+            "When that is done:",
+            enable,
+        ]
     return None
 
 
@@ -185,8 +192,12 @@ def _say_next(planned: Planned, unready: list[str] | None, runs: Path) -> None:
         note(f"The service runs {runs} (another: --program PATH).")
         return
     note(*(unready or ()), *surroundings(planned.machine, runs))
-    if unready is None and planned.machine.systemd and not planned.machine.masked:
-        note("What the service sees and waits for:", f"  {program.NAME} status")
+    if unready is None and planned.machine.active:
+        _say_status()
+
+
+def _say_status() -> None:
+    note("What the service sees and waits for:", f"  {program.NAME} status")
 
 
 def remarks(changes: Iterable[Change], layout: Layout) -> Iterator[str]:
@@ -257,6 +268,8 @@ def uninstall_(ctx: click.Context, *, dry_run: bool, root: Path, purge: bool, ye
     first = bool(failures) and failures[0].step in removal.before
     say_failures(failures, "nothing was taken away" if first else "the files are gone")
     note("Done.", *(f"{folder} stays: there is something in it." for folder in left))
+    if installation.is_here(layout):
+        note("The program itself goes the way it came: by pip, pipx or apt.")
 
 
 def _going(removal: Removal, *, would: bool) -> Iterator[str]:

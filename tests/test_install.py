@@ -1,7 +1,6 @@
 """Our files come whole or not at all, say so before, and go without a trace; nobody else's are touched."""
 
 import os
-import pwd
 import re
 import shutil
 import socket
@@ -694,6 +693,23 @@ def test_everything_fits_80_columns_but_differences_and_paths(root, here):
         assert "\x1b" not in line
 
 
+def test_root_runs_nothing_unsafe_unless_it_is_named(root, here, monkeypatch):
+    """The refusal has the lines to type; --program is the word of somebody who knows better."""
+    here(BARE)
+    monkeypatch.setattr(
+        program, "dangers", lambda _paths: ["/x can be changed by pi, who would so become root"]
+    )
+
+    result = run("install", "--root", root, "--yes")
+    assert result.exit_code == 78
+    assert "by pi" in result.stderr
+    assert "  sudo python3 -m venv /opt/portretry-udev" in result.stderr.splitlines()
+    assert tree(root) == {}
+
+    result = ok("install", "--root", root, "--yes", "--program", PROGRAM)
+    assert "beware" in result.stderr
+
+
 # -- uninstall --------------------------------------------------------------------------------------------
 def test_nothing_of_ours_is_left(root):
     """No file, and no folder that is ours alone."""
@@ -947,253 +963,6 @@ def test_who_is_not_root_is_told_the_line_to_type_here_too(root, here, monkeypat
     assert result.exit_code == 77
     assert f"sudo {PROGRAM} uninstall --root {root} --purge" in result.stderr
     assert commands.ran == []
-
-
-# -- what udev and systemd are told -----------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("machine", "unit_changed", "config_changed", "start", "told"),
-    [
-        (BARE, True, False, True, ["daemon-reload", f"enable --now {UNIT}"]),
-        (BARE, True, False, False, ["daemon-reload"]),
-        (RUNNING, False, False, True, []),
-        (RUNNING, True, False, True, ["daemon-reload", f"restart {UNIT}"]),
-        (RUNNING, True, True, True, ["daemon-reload", f"restart {UNIT}"]),
-        (RUNNING, False, True, True, [f"reload {UNIT}"]),
-        (RUNNING, True, False, False, ["daemon-reload"]),
-        (Machine(systemd=True, known=True, enabled=True), False, False, True, [f"enable --now {UNIT}"]),
-        (Machine(systemd=True, known=True, active=True), False, False, True, [f"enable --now {UNIT}"]),
-        (Machine(systemd=True, known=True, masked=True), True, True, True, ["daemon-reload"]),
-        (Machine(has_systemd=True), True, True, True, []),
-        # The last time, it was interrupted between the file and the reload.
-        (Machine(systemd=True, active=True, enabled=True, stale=True), False, False, True,
-         ["daemon-reload", f"restart {UNIT}"]),
-    ],
-)  # fmt: skip
-def test_systemd_is_told_what_is_needed_and_no_more(machine, unit_changed, config_changed, start, told):
-    """By what has changed, and by how things stand."""
-    steps = activation.for_unit(
-        machine, unit_changed=unit_changed, config_changed=config_changed, start=start
-    )
-    assert [" ".join(step.command) for step in steps] == [f"systemctl {each}" for each in told]
-
-
-@pytest.mark.parametrize(
-    ("machine", "told"),
-    [
-        (RUNNING, [f"systemctl disable --now {UNIT}"]),
-        (Machine(systemd=True, known=True, enabled=True), [f"systemctl disable --now {UNIT}"]),
-        (Machine(systemd=True, known=True), []),
-        (Machine(systemd=True, known=False, active=True), [f"systemctl stop {UNIT}"]),
-        (Machine(systemd=True, known=True, masked=True, active=True), [f"systemctl stop {UNIT}"]),
-        (Machine(has_systemd=True), []),
-    ],
-)
-def test_the_service_is_ended_however_it_stands(machine, told):
-    """Also when its unit has been taken away under its feet."""
-    assert [" ".join(step.command) for step in activation.before_removal(machine)] == told
-
-
-def test_a_failure_is_forgotten_with_the_unit():
-    """Else `systemctl --failed` shows it for ever."""
-    failed = Machine(systemd=True, known=True, failed=True)
-
-    told = [step.command[1] for step in activation.after_removal(failed, packaged=False)]
-
-    assert told == ["daemon-reload", "reset-failed"]
-
-
-def test_udev_is_told_only_of_devices_that_are_here():
-    """With no serial port, there is nothing to trigger; without udevd, nobody to tell."""
-    assert [step.command[1] for step in activation.for_rules(BARE, [])] == ["control"]
-    assert activation.for_rules(Machine(), [Path("/sys/x")]) == []
-
-
-def test_how_things_stand_is_asked_of_systemd_only_where_it_runs(tmp_path):
-    """And understood."""
-    commands = Commands()
-    assert activation.look(commands, tmp_path) == Machine()
-    assert commands.ran == []
-
-    for folder in ("run/systemd/system", "run/udev"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "run/udev/control").touch()
-    answers = {
-        "LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nNeedDaemonReload=no\n": RUNNING,
-        "NeedDaemonReload=no\nUnitFileState=\nActiveState=inactive\nLoadState=not-found\n": BARE,
-        "LoadState=masked\nActiveState=inactive\nUnitFileState=masked\nNeedDaemonReload=yes\n": Machine(
-            True, True, True, known=True, masked=True, stale=True
-        ),
-        "LoadState=loaded\nActiveState=failed\nUnitFileState=disabled\nNeedDaemonReload=no\n": Machine(
-            True, True, True, known=True, failed=True
-        ),
-        "": BARE,  # it does not answer: what is needed is tried, and told if it fails
-    }
-    for answer, machine in answers.items():
-        assert activation.look(lambda _, answer=answer: Outcome(0, "", answer), tmp_path) == machine
-
-
-def test_a_command_is_run_and_its_end_told():
-    """Its last word on stderr; one that is not there is no surprise."""
-    outcome = activation.run(["sh", "-c", "echo out; echo first >&2; echo last >&2; exit 3"])
-    assert outcome == Outcome(3, "last", "out")
-    assert activation.run(["sh", "-c", "echo only"]) == Outcome(0, "only", "only")
-    assert activation.run(["portretry-no-such-command"]).status == activation.NOT_FOUND
-
-
-def test_a_command_that_never_ends_is_given_up(monkeypatch):
-    """And told as that."""
-    monkeypatch.setattr(activation, "PATIENCE", 0.1)
-
-    assert activation.run(["sleep", "60"]) == Outcome(124, "not done after 0.1 s")
-
-
-def test_only_usb_serial_ports_and_what_is_configured_are_triggered(tmp_path):
-    """The device before its port; neither a console, nor a mouse, nor a hub."""
-    hub = tmp_path / "sys/devices/pci/usb1/1-1"
-    board = hub / "1-1.2"
-    port = board / "1-1.2:1.0/tty/ttyACM0"
-    uart = tmp_path / "sys/devices/platform/serial/tty/ttyAMA0"
-    console = tmp_path / "sys/devices/virtual/tty/tty1"
-    for folder in (port, uart, console):
-        folder.mkdir(parents=True)
-    for usb in (hub, board):
-        (usb / "idVendor").touch()
-    tty = tmp_path / "sys/class/tty"
-    tty.mkdir(parents=True)
-    for each in (port, uart, console):
-        (tty / each.name).symlink_to(each)
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev/serial0").symlink_to("ttyAMA0")
-    (tmp_path / "srv").mkdir()
-    (tmp_path / "srv/tty1").touch()  # no device has that path, whatever its name
-
-    assert activation.serial_devices(root=tmp_path) == [board, port]
-    found = activation.serial_devices(["/dev/serial0", "/dev/ttyUSB7", "/srv/tty1"], tmp_path)
-    assert set(found) == {board, port, uart}
-
-
-# -- the program ------------------------------------------------------------------------------------------
-def executable(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("#!/bin/sh\n")
-    path.chmod(0o755)
-    return path
-
-
-def test_the_program_is_named_by_what_stays(tmp_path, monkeypatch):
-    """A link in /usr/local/bin outlives a move of the environment that it leads to."""
-    real = executable(tmp_path / "pipx/venvs/portretry-udev/bin/portretry-udev")
-    python = str(real.with_name("python"))
-    links = tmp_path / "bin"
-    links.mkdir()
-    link = links / "portretry-udev"
-
-    assert program.find(str(real), python, [links]) == real
-    assert program.find("/lib/portretry_udev/__main__.py", python, [links]) == real
-    link.symlink_to(real)
-    assert program.find(str(link), python, []) == link
-    assert program.find(str(real), python, [links]) == link
-    monkeypatch.chdir(real.parent)
-    assert program.find("./portretry-udev", python, []) == real
-    monkeypatch.setenv("PATH", str(links))
-    assert program.find("portretry-udev", python, []) == link
-    assert program.find("/usr/bin/pytest", str(tmp_path / "python"), [links]) is None
-
-
-def test_what_others_can_change_is_not_for_root(tmp_path, monkeypatch):
-    """Whoever can write to it, or to a folder above it, is root at the next start."""
-    monkeypatch.setattr(program, "_PASSING", ())
-    monkeypatch.setattr(program, "_HOMES", ())
-    script = executable(tmp_path / "bin" / "portretry-udev")
-    assert program.dangers([Path("/bin/sh")]) == []
-    if os.geteuid() == 0:
-        assert program.dangers([script]) == []
-        script.parent.chmod(0o777)
-        who = "everybody"
-    else:
-        who = "by "  # the tests' user, who owns it
-
-    (danger,) = program.dangers([script, script])
-
-    assert who in danger
-    assert "become root" in danger
-
-
-def test_a_group_counts_by_its_members(tmp_path, monkeypatch):
-    """Debian's /usr/local belongs to the group staff, which has none."""
-    monkeypatch.setattr(program, "_PASSING", ())
-    monkeypatch.setattr(program, "_HOMES", ())
-    script = executable(tmp_path / "portretry-udev")
-    real = script.lstat()
-    members = []
-
-    def lstat(path):
-        values = list(real) if path == script else [0o40755, 0, 0, 1, 0, 0, 0, 0, 0, 0]
-        if path == script:
-            values[0], values[4], values[5] = 0o100775, 0, 50
-        return os.stat_result(values)
-
-    monkeypatch.setattr(Path, "lstat", lstat)
-    monkeypatch.setattr(program, "_members", lambda gid: members if gid == 50 else [])
-    monkeypatch.setattr(program.grp, "getgrgid", lambda _gid: type("Group", (), {"gr_name": "staff"}))
-
-    assert program.dangers([script]) == []
-    members.append("pi")
-    (danger,) = program.dangers([script])
-    assert "the group staff (pi)" in danger
-
-
-def test_the_members_of_a_group_are_those_listed_and_those_born_into_it():
-    """By /etc/group and /etc/passwd of this machine: every user's own group has that user in it."""
-    users = [user for user in pwd.getpwall() if user.pw_uid != 0]
-    assert users
-    for user in users[:5]:
-        assert user.pw_name in program._members(user.pw_gid)
-    assert program._members(0x7FFFFFF0) == []
-
-
-@pytest.mark.parametrize(
-    ("path", "why"),
-    [
-        ("/home/pi/oprint/bin/portretry-udev", "is in a home"),
-        ("/root/.local/bin/portretry-udev", "is in a home"),
-        ("/tmp/venv/bin/portretry-udev", "gone with the next boot"),
-        ("/opt/my printer/portretry-udev", "mean something else"),
-    ],
-)
-def test_where_a_service_has_no_program(path, why):
-    """Each with its reason; what a link leads to counts as well."""
-    (danger,) = program.dangers([Path(path)])
-    assert why in danger
-
-
-def test_a_link_to_somewhere_unsafe_is_unsafe(tmp_path, monkeypatch):
-    """A pipx of a user, and a link in /usr/local/bin, for one."""
-    monkeypatch.setattr(program, "_PASSING", ())
-    monkeypatch.setattr(program, "_writer", lambda _path: "")
-    link = tmp_path / "portretry-udev"
-    link.symlink_to("/home/pi/venv/bin/portretry-udev")
-
-    (danger,) = program.dangers([link])
-
-    assert "/home/pi/venv" in danger
-
-
-def test_root_runs_nothing_unsafe_unless_it_is_named(root, here, monkeypatch):
-    """The refusal has the lines to type; --program is the word of somebody who knows better."""
-    here(BARE)
-    monkeypatch.setattr(
-        program, "dangers", lambda _paths: ["/x can be changed by pi, who would so become root"]
-    )
-
-    result = run("install", "--root", root, "--yes")
-    assert result.exit_code == 78
-    assert "by pi" in result.stderr
-    assert "  sudo python3 -m venv /opt/portretry-udev" in result.stderr.splitlines()
-    assert tree(root) == {}
-
-    result = ok("install", "--root", root, "--yes", "--program", PROGRAM)
-    assert "beware" in result.stderr
 
 
 # -- where our files come from ----------------------------------------------------------------------------

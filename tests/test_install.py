@@ -591,6 +591,14 @@ def test_what_was_there_is_put_back_when_the_disk_is_full(root, monkeypatch, num
     assert service.readlink() == root / "mine.service"
 
 
+def test_ctrl_c_between_two_files_takes_the_first_back(root, monkeypatch):
+    """An interruption is no reason to leave half an installation."""
+    fail_at(monkeypatch, 2, KeyboardInterrupt())
+
+    assert run("install", "--root", root, "--yes").exit_code != 0
+    assert tree(root) == {}
+
+
 def test_a_read_only_etc_is_one_line(root, monkeypatch):
     """For root: a matter of the disk, not of rights."""
     fail_at(monkeypatch, 1, OSError(30, "Read-only file system"))

@@ -460,7 +460,7 @@ def test_status(served):
     """Exactly what DESIGN section 6 promises, for each printer in the order of the configuration."""
     served.watchers["mk3"].show(next_look=time.monotonic() + 60)
     answer = served.client().ask(STATUS)
-    assert list(answer) == ["version", "printers", "push", "events_why"]
+    assert list(answer) == ["version", "program", "printers", "push", "events_why"]
     assert answer["push"] == {"mk3": None, "ender": None}
     assert list(answer["printers"]) == ["mk3", "ender"]
     found = answer["printers"]["mk3"]

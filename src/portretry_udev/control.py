@@ -10,6 +10,7 @@ A client sends JSON objects, one a line of at most `LINE_LIMIT` bytes, and gets 
     -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "push": {"mk3": true}, "pending": []}
     -> {"version": 1, "error": "no printer is named mk4; there are: mk3", "kind": "printer"}
 
+``program`` in an answer is the version of the package that the service was started from.
 ``printer`` left out means all of them.  With ``follow``, one more line comes at each change.  ``pending``
 names printers that have not yet done what was asked.  After a line that is not understood we hang up.
 """
@@ -24,6 +25,7 @@ import pwd
 import select
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from portretry_udev import __version__
 from portretry_udev import port as ports
 from portretry_udev.events import Pause, Resume, Retry
 from portretry_udev.tally import Tally
@@ -53,6 +56,7 @@ _HOLDER_PERIOD = 1.0  # seconds: a look into /proc takes 20 ms, and is not repea
 _ACCEPT_PAUSE = 1.0  # seconds without letting anybody in when there are no descriptors left
 _ANSWER_LIMIT = 1 << 20  # bytes; an answer has some 500 a printer
 _SHOWN = 64  # characters of a name that is none
+_PEER = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid; of a client, of whoever listened
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 _log = logging.getLogger("portretry_udev.control")
@@ -584,6 +588,7 @@ class Server:
         watchers = self._meant(request)
         # Beside the printers stands what people like to know and `status --json` does not promise.
         return {
+            "program": __version__,
             "printers": {watcher.name: self._status(watcher, events) for watcher in watchers},
             "push": {watcher.name: watcher.snapshot.push for watcher in watchers},
             "events_why": self._events_why(),
@@ -643,6 +648,17 @@ def ask(path: Path | None, command: str, **wishes: object) -> dict[str, Any]:
     """
     with contextlib.closing(_answers(path, command, wishes)) as answers:
         return next(answers)
+
+
+def server_pid(path: Path | None) -> int | None:
+    """Which process is the service, by its socket; None: none is there, or it is out of our sight."""
+    try:
+        sock, _ = _connect(_candidates(path))
+    except ControlError:
+        return None
+    with sock:
+        pid, _, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(pid) or None
 
 
 def follow(path: Path | None, printer: str | None) -> Generator[dict[str, Any], None, None]:

@@ -9,8 +9,9 @@ PYTEST = $(VENV)/bin/pytest
 demo: $(VENV)/.demo
 	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
 
+# Most of these wait more than they work: four at once take half the time, on one core too.
 test: $(VENV)/.test
-	@$(PYTEST)
+	@$(PYTEST) -n 4
 
 # Style, types, and dead or doubled code.
 lint: $(VENV)/.lint

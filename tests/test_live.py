@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -59,7 +60,9 @@ class Terminal:
         return self
 
     def __exit__(self, *_):
-        self.child.close(force=True)
+        self.child.kill(signal.SIGKILL)
+        assert_eventually(lambda: not self.child.isalive(), SOON, "it survives SIGKILL")
+        self.child.close()
 
     def read(self):
         """Take in what has come so far."""
@@ -179,7 +182,7 @@ def test_a_quiet_view_asks_rarely(served):
         served.watchers["mk3"].show(news=("held", "again"))
         terminal.expect("3 s ", "no second goes by")
         assert terminal.read().count("\x1b[H") > drawings
-        assert len(asked) == 2  # one to begin with, one to follow
+        assert len(asked) == 2, asked  # one to begin with, one to follow
 
 
 def test_ctrl_c_leaves_a_sane_terminal(served):
@@ -241,14 +244,26 @@ def test_a_service_that_ends(served):
         assert terminal.text.count(LEAVE) == 1
 
 
-def test_sigterm_leaves_a_sane_terminal(served):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_leave_a_sane_terminal(served, number):
     """As Ctrl-C, with the status of that signal."""
     with following(served) as terminal:
         terminal.expect("Ctrl-C ends this")
-        terminal.child.kill(15)
-        assert terminal.end() == 143
+        terminal.child.kill(number)
+        assert terminal.end() == 128 + number
         assert terminal.text.count(LEAVE) == 1
         assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")
+
+
+def test_impatient_people(served):
+    """Ctrl-C again and again leaves nothing half done."""
+    with following(served) as terminal:
+        terminal.expect("Ctrl-C ends this")
+        for _ in range(20):
+            terminal.child.sendintr()
+        assert terminal.end() == 130
+        assert re.findall(r"\x1b\[\?\d+[hl]", terminal.text)[-3:] == ["\x1b[?7h", "\x1b[?25h", LEAVE]
+        assert "Traceback" not in terminal.text
 
 
 def test_a_window_that_changes(path):

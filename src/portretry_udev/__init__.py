@@ -33,6 +33,7 @@ A map of the modules, by what each of them knows:
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
 ``cli``               the commands, thin; ``cli_login``, ``cli_ports``, ``cli_common`` are parts of it
+``completion``        what the shell offers after TAB
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

@@ -114,7 +114,7 @@ def newer(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     control = tree / "DEBIAN/control"
     version = f"{portretry_udev.__version__}-1"
     control.write_text(control.read_text().replace(f"Version: {version}\n", "Version: 99.0-1\n"))
-    unit = tree / "lib/systemd/system" / UNIT
+    unit = tree / "usr/lib/systemd/system" / UNIT
     unit.write_text(f"{unit.read_text()}# newer\n")
     made = tree.parent / "portretry-udev_99.0-1_all.deb"
     subprocess.run(["dpkg-deb", "--build", tree, made], check=True, stdout=subprocess.DEVNULL)

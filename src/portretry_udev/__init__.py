@@ -19,7 +19,12 @@ A map of the modules, by what each of them knows:
 ``asker``             asks OctoPrint, in a thread of its own
 ``watcher``           one printer: waits on its sources, feeds the rules, carries effects out
 ``daemon``            all printers: one monitor, one watcher each, signals
+``notify``            what systemd is told of the service: ready, reloading, alive
+``watchdog``          whether every loop that must be alive still comes round
+``unit``              what a configuration needs of the systemd unit beyond what that has
 ``control``           the local socket behind status, retry, pause and resume
+``tally``             what the rules did, counted; pure
+``metrics``           those counts for Prometheus, in a file
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
 ``files``             a file is there whole or not at all
@@ -37,7 +42,14 @@ A map of the modules, by what each of them knows:
 ``installation``      both from the plan to what runs, in the right order
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
-``cli``               the commands, thin; its parts: ``cli_login``, ``cli_ports``, ``cli_install``, ``cli_common``
+``doctor``            why nothing happens: all checks, by subject in ``doctor_machine``, ``doctor_service``,
+                      ``doctor_octoprint`` and ``doctor_port``; pure
+``findings``          what the doctor can say: the catalogue
+``facts``             what the doctor has found out, as data
+``doctor_facts``      finds that out: /proc, /sys, systemctl; ``doctor_patients``: keys, OctoPrints, ports
+``doctor_screen``     how the doctor's report looks
+``cli``               the commands, thin; the modules whose names begin with ``cli_`` are its parts
+``overview``          what ``status`` shows to people; ``live`` draws it in place on a terminal
 ``completion``        what the shell offers after TAB
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware

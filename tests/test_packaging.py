@@ -15,10 +15,11 @@ def test_debians_changelog_is_of_this_version():
     assert re.match(rf"portretry-udev \({re.escape(__version__)}-\d+\) ", newest), newest
 
 
-def test_debian_knows_the_same_pythons():
-    """The oldest Python is the same one for pip and for apt."""
+def test_debian_wants_the_same_versions():
+    """The oldest Python and optional libraries are the same for pip and for apt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     control = (ROOT / "debian/control").read_text()
     assert f"X-Python3-Version: {project['requires-python'].replace('>=', '>= ')}\n" in control
-    push = project["optional-dependencies"]["push"][0].replace(">=", " (>= ") + ")"
-    assert f" python3-{push},\n" in control
+    for extra in ("push", "metrics"):
+        name, _, version = project["optional-dependencies"][extra][0].partition(">=")
+        assert f" python3-{name} (>= {version}),\n" in control

@@ -38,6 +38,13 @@ ENVIRONMENT = {
 # What dpkg and apt write whenever anything is done.
 NOTES = ("proc", "run", "tmp", "var/cache", "var/log", "var/lib/apt", "var/lib/dpkg")
 
+# One that needs rules of its printer, and something of the unit: keys are not read from a home otherwise.
+CONFIGURATION = """\
+[printers.mk3]
+octoprint = "http://127.0.0.1:5000"
+api_key_file = "/root/mk3.key"
+port = "/dev/serial/by-id/usb-Prusa_Research__prusa3d.com__Original_Prusa_i3_MK3_CZPX0-if00"
+"""
 PERSONS = {  # what people have after a while: path -> text, mode
     "etc/portretry-udev/config.toml": ("[printers.mk3]\n", 0o644),
     "etc/portretry-udev/mk3.key": ("secret", 0o600),
@@ -244,13 +251,23 @@ def test_remove_keeps_what_people_made(image, deb):
 
 
 def test_purge_leaves_nothing(clean, deb):
-    """Every file and folder is as before; also those that the program made while it ran."""
+    """Every file and folder is as before; also those that the program made while it was there."""
     clean.install(deb)  # with what it needs, which may well stay
     clean.run("dpkg", "--purge", "portretry-udev")
     before = clean.files()
     clean.install(deb)
-    leave(clean)
-    clean.run("portretry-udev", "ports", check=False)
+    for folder, text in (("root", "A" * 32), ("etc/portretry-udev", CONFIGURATION)):
+        clean.at(folder).mkdir(exist_ok=True)
+        path = clean.at(folder) / ("mk3.key" if folder == "root" else "config.toml")
+        path.touch(0o600)
+        path.write_text(text)
+    clean.run("portretry-udev", "install", "--yes")
+    made = set(clean.files()) - set(before)
+    assert made > {
+        "etc/udev/rules.d/99-portretry-printers.rules",
+        f"etc/systemd/system/{UNIT}.d/configuration.conf",
+    }
+    clean.at("root/mk3.key").unlink()  # it was put there by hand
     clean.run("dpkg", "--purge", "portretry-udev")
     assert clean.files() == before
 

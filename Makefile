@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTEST = $(VENV)/bin/pytest
 
-.PHONY: demo test lint coverage mutants fuzz test-octoprint test-system test-vm benchmark clean
+.PHONY: demo test lint coverage mutants fuzz test-octoprint test-system test-vm benchmark manual deb clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
@@ -52,6 +52,14 @@ test-vm: $(VENV)/.test
 benchmark: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/recovery.py
 	$(VENV)/bin/python benchmarks/farm.py
+
+# docs/commands.md and the man page, from the commands' own help and tools/manual.md.
+manual: $(VENV)/.test
+	@$(VENV)/bin/python tools/manual.py
+
+# A Debian package in dist, of Debian's own libraries; what builds it: sudo apt build-dep ./
+deb:
+	@tools/make-deb dist
 
 clean:
 	rm -rf $(VENV) dist

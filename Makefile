@@ -9,9 +9,9 @@ PYTEST = $(VENV)/bin/pytest
 demo: $(VENV)/.demo
 	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
 
-# Most of these wait more than they work: four at once take half the time, on one core too.
+# Most of these wait more than they work: four files at once take half the time, on one core too.
 test: $(VENV)/.test
-	@$(PYTEST) -n 4
+	@$(PYTEST) -n 4 --dist loadfile
 
 # Style, types, and dead or doubled code.
 lint: $(VENV)/.lint

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -95,11 +96,16 @@ class Terminal:
         self.resized = True
         self.child.setwinsize(rows, columns)
 
+    def flags(self):
+        """How the terminal is set: the local flags of termios(3)."""
+        return termios.tcgetattr(self.child.child_fd)[3]
+
     def end(self):
         """Its exit status, once it has ended by itself."""
         assert_eventually(
             lambda: self.read() is not None and not self.child.isalive(), SOON, lambda: self.text
         )
+        self.read()  # what it said last
         return self.child.exitstatus
 
 
@@ -259,9 +265,11 @@ def test_impatient_people(served):
     """Ctrl-C again and again leaves nothing half done."""
     with following(served) as terminal:
         terminal.expect("Ctrl-C ends this")
+        assert terminal.flags() & termios.NOFLSH  # the kernel keeps what was written when ^C is typed
         for _ in range(20):
-            terminal.child.sendintr()
+            terminal.child.kill(signal.SIGINT)
         assert terminal.end() == 130
+        assert not terminal.flags() & termios.NOFLSH
         assert re.findall(r"\x1b\[\?\d+[hl]", terminal.text)[-3:] == ["\x1b[?7h", "\x1b[?25h", LEAVE]
         assert "Traceback" not in terminal.text
 

@@ -102,6 +102,7 @@ class Screen:
             self._typed = termios.tcgetattr(keys)
             quiet = [*self._typed]
             quiet[3] &= ~termios.ECHO  # what is typed would be written into the picture
+            quiet[3] |= termios.NOFLSH  # a second Ctrl-C would throw away what gives the terminal back
             termios.tcsetattr(keys, termios.TCSANOW, quiet)
         self._write(_ENTER)
 

@@ -299,6 +299,17 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(root):
     assert rule.with_name(f"{rule.name}~").readlink() == root / "mine.rules"
 
 
+def test_a_masked_service_is_told_once(root, here):
+    """By its link, or, masked elsewhere (`systemctl mask --runtime`), by what systemd says of it."""
+    here(Machine(udevd=True, systemd=True, has_systemd=True, known=True, masked=True))
+    configure(root)
+    assert said(ok("install", "--root", root, "--yes")).count("you have switched it off") == 1
+
+    (root / SERVICE).unlink()
+    (root / SERVICE).symlink_to("/dev/null")
+    assert said(ok("install", "--root", root, "--yes")).count("you have switched it off") == 1
+
+
 @pytest.mark.parametrize("name", [RULE, SERVICE])
 def test_a_link_to_dev_null_is_a_persons_word(root, name, here):
     """Rules and services are switched off so; neither is written, nor started, and it is said."""

@@ -11,6 +11,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -191,7 +192,9 @@ def _say_next(planned: Planned, unready: list[str] | None, runs: Path) -> None:
     if not installation.is_here(planned.layout) or planned.layout.vendor:
         note(f"The service runs {runs} (another: --program PATH).")
         return
-    note(*(unready or ()), *surroundings(planned.machine, runs))
+    is_told = any(change.kind is Kind.OFF and change.file.path.name == UNIT for change in planned.changes)
+    machine = replace(planned.machine, masked=planned.machine.masked and not is_told)
+    note(*(unready or ()), *surroundings(machine, runs))
     if unready is None and planned.machine.active:
         _say_status()
 

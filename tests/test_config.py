@@ -551,6 +551,7 @@ def test_every_flag_and_its_variable_do_the_same(place):
         "ca_file": str(place.write("ca.pem", "")),
         "state_dir": "/s",
         "control": "/c",
+        "metrics_textfile": "/m.prom",
     }
     file = place.printers('match = { serial = "1" }')
     by_flags = place.load(config=str(file), **given)
@@ -580,7 +581,8 @@ def test_every_flag_and_its_variable_do_the_same(place):
         octoprint_settings=mk3.octoprint_settings,
         ca_file=place.folder / "ca.pem",
     )
-    assert (by_flags.state_dir, by_flags.control) == (Path("/s"), Path("/c"))
+    found = (by_flags.state_dir, by_flags.control, by_flags.metrics_textfile)
+    assert found == (Path("/s"), Path("/c"), Path("/m.prom"))
     assert set(given) | {"config"} == set(config._FLAGS)
 
 
@@ -790,11 +792,12 @@ def test_a_config_yaml_that_is_not_understood_is_one_mistake(place):
 # --- keys -------------------------------------------------------------------------------------------------
 
 
-def test_a_credential_stands_in_for_a_key_file(place):
+@pytest.mark.parametrize("name", ["mk3.key", "keys_mk3.key"])
+def test_a_credential_stands_in_for_a_key_file(place, name):
     """Systemd's credential NAME.key is found by the printer's name; a named file comes first."""
     credentials = place.folder / "credentials"
     credentials.mkdir()
-    (credentials / "mk3.key").write_text("of-systemd", encoding="ascii")
+    (credentials / name).write_text("of-systemd", encoding="ascii")
     environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
     place.write("config.toml", f'[printers.mk3]\noctoprint = "{URL}"\n')
     key = place.load(environ=environ).printers[0].key

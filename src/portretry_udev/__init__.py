@@ -22,6 +22,8 @@ A map of the modules, by what each of them knows:
 ``control``           the local socket behind status, retry, pause and resume
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
+``config_edit``       one table of a configuration changed, and nothing beside it
+``finding``           where an OctoPrint is, if nobody has said
 ``files``             a file is there whole or not at all
 ``keys``              where an API key comes from, and whether it is kept well enough
 ``octoprint_config``  OctoPrint's own config.yaml: PortRetry's settings in it

@@ -26,6 +26,9 @@ class Step:
     why: str
 
 
+RELOAD = Step(("systemctl", "daemon-reload"), "so that systemd reads the unit")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended.
@@ -79,40 +82,51 @@ class Machine:
         udevd: runs, and takes commands.
         systemd: is process 1 (as sd_booted(3) sees it).
         has_systemd: is installed: it may be at work after the next boot.
-        active: the service runs.
-        enabled: the service starts at boot.
-        masked: the service is switched off by its administrator.
-        known: systemd knows a unit of that name.
-        init: what else starts services here, such as OpenRC; empty: unknown.
+        known: there is a unit of our name.
+        active: the service runs, or is about to.
+        failed: it has ended, and not well.
+        enabled: it starts at boot.
+        masked: its administrator has switched it off.
+        stale: systemd has not read the unit since it was changed.
     """
 
     udevd: bool = False
     systemd: bool = False
     has_systemd: bool = False
+    known: bool = False
     active: bool = False
+    failed: bool = False
     enabled: bool = False
     masked: bool = False
-    known: bool = False
-    init: str = ""
+    stale: bool = False
 
 
 def look(run: Run, root: Path = Path("/")) -> Machine:
-    """See what is at work here; asks systemd only if it runs."""
-    systemd = (root / "run/systemd/system").is_dir()
-    found = {}
-    if systemd:
-        found = {asked: run(("systemctl", f"is-{asked}", UNIT)).answer for asked in ("active", "enabled")}
-    enabled = found.get("enabled", "")
+    """See what is at work here.  systemd is asked only if it runs.
+
+    Args:
+        run: runs commands.
+        root: where /run and /usr are, for tests.
+    """
+    udevd = (root / "run/udev/control").exists()
+    places = ("usr/lib/systemd/system", "lib/systemd/system")
+    has_systemd = any((root / place).is_dir() for place in places)
+    if not (root / "run/systemd/system").is_dir():
+        return Machine(udevd, has_systemd=has_systemd)
+    asked = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload")
+    outcome = run(("systemctl", "show", f"--property={','.join(asked)}", UNIT))
+    said = dict(line.split("=", 1) for line in outcome.answer.splitlines() if "=" in line)
+    load, active, file, stale = (said.get(key, "") for key in asked)
     return Machine(
-        udevd=(root / "run/udev/control").exists(),
-        systemd=systemd,
-        has_systemd=systemd
-        or any((root / place).is_dir() for place in ("usr/lib/systemd/system", "lib/systemd/system")),
-        active=found.get("active") in ("active", "activating", "reloading"),
-        enabled=enabled in ("enabled", "enabled-runtime"),
-        masked=enabled.startswith("masked"),
-        known=enabled in ("enabled", "enabled-runtime", "disabled", "static", "linked", "masked", "indirect"),
-        init="OpenRC" if (root / "run/openrc").is_dir() or (root / "sbin/openrc").exists() else "",
+        udevd,
+        systemd=True,
+        has_systemd=True,
+        known=load not in ("", "not-found"),
+        active=active in ("active", "activating", "reloading"),
+        failed=active == "failed",
+        enabled=file in ("enabled", "enabled-runtime"),
+        masked=load == "masked" or file.startswith("masked"),
+        stale=stale == "yes",
     )
 
 
@@ -135,7 +149,7 @@ def for_rules(machine: Machine, devices: Iterable[Path]) -> list[Step]:
 
 
 def for_unit(
-    machine: Machine, *, unit_changed: bool, config_changed: bool = False, configured: bool, start: bool
+    machine: Machine, *, unit_changed: bool, config_changed: bool = False, start: bool
 ) -> list[Step]:
     """After the unit has changed, or not: it is read, and the service runs.
 
@@ -143,22 +157,50 @@ def for_unit(
         machine: what is at work.
         unit_changed: the unit's file is another than before.
         config_changed: the configuration or a key is.
-        configured: there is a configuration that the service can use.
-        start: it may be started, or restarted.
+        start: it may be started, or restarted: it has a configuration, and nobody said no.
     """
     if not machine.systemd:
         return []
     steps = []
-    if unit_changed:
-        steps.append(Step(("systemctl", "daemon-reload"), "so that systemd reads the unit"))
-    if machine.masked or not start or not configured:
+    if unit_changed or machine.stale:
+        steps.append(RELOAD)
+    if machine.masked or not start:
         return steps
     if not machine.enabled or not machine.active:
         steps.append(Step(("systemctl", "enable", "--now", UNIT), "so that it runs, now and after each boot"))
-    elif unit_changed:
+    elif unit_changed or machine.stale:
         steps.append(Step(("systemctl", "restart", UNIT), "so that it runs as the new unit says"))
     elif config_changed:
         steps.append(Step(("systemctl", "reload", UNIT), "so that it reads the configuration"))
+    return steps
+
+
+def before_removal(machine: Machine) -> list[Step]:
+    """Before the unit goes: nothing runs that has no unit, and nothing is left of its start at boot."""
+    if not machine.systemd or not machine.known or machine.masked:
+        return []
+    command = ("systemctl", "disable", "--now", UNIT)
+    return [Step(command, "so that it ends, and does not start at boot")] if _is_on(machine) else []
+
+
+def _is_on(machine: Machine) -> bool:
+    return machine.active or machine.enabled
+
+
+def after_removal(machine: Machine, *, packaged: bool) -> list[Step]:
+    """After the unit has gone.
+
+    Args:
+        machine: what was at work before.
+        packaged: another unit of that name, a package's, takes its place.
+    """
+    if not machine.systemd:
+        return []
+    steps = [Step(RELOAD.command, "so that systemd forgets the unit")]
+    if packaged and machine.active:
+        steps.append(Step(("systemctl", "try-restart", UNIT), "so that it runs as the package's unit says"))
+    elif machine.failed and not packaged:
+        steps.append(Step(("systemctl", "reset-failed", UNIT), "so that its failure is forgotten, too"))
     return steps
 
 

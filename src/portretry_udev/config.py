@@ -40,7 +40,7 @@ _LONGEST_SOCKET = 107  # bytes of a Unix socket's path (unix(7): 108 with the fi
 _MOST_BYTES = 1 << 20
 _MOST_SHOWN = 60  # characters of a wrong value
 _ALONE = "printer"  # the name of the one printer that is set up by flags
-_NOWHERE = KeySource(None)  # stands for a key whose place nobody has named
+NOWHERE = KeySource(None)  # stands for a key whose place nobody has named
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 """A printer's name.  It is a file's, a credential's and an argument's: no slash, no dot or dash in front."""
@@ -126,6 +126,25 @@ class Place:
     octoprint: str
     key: KeySource | None
     ca_file: Path | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is there of a configuration, whole or not.
+
+    Attributes:
+        file: that was read; None: there is none.
+        mistakes: as those of `Wrong`, but for keys: reading a printer's key tells.
+        printers: those without a mistake of their own.  ``key`` is `NOWHERE` where nobody has named its place.
+        state_dir: as in `Config`; None: it could not be made out.
+        control: likewise.
+    """
+
+    file: Path | None
+    mistakes: tuple[str, ...]
+    printers: tuple[Printer, ...]
+    state_dir: Path | None = None
+    control: Path | None = None
 
 
 class Wrong(Exception):  # noqa: N818 - `except Wrong` reads well
@@ -394,6 +413,8 @@ class _Loader:
         self._environ = environ
         self._keys_wanted = keys_wanted
         self._settings: dict[Path, OctoPrintSettings | None] = {}
+        self.read: Path | None = None  # the file
+        self.sound: tuple[Printer, ...] = ()  # printers without a mistake of their own
 
     def wrong(self, where: str, what: object) -> None:
         self.mistakes.append(f"{where}: {what}")
@@ -638,7 +659,7 @@ class _Loader:
         elif _exists(usual := usual_place(name, self._environ)):
             source, place = KeySource.from_file(usual), missing
         elif not self._keys_wanted:
-            return _NOWHERE
+            return NOWHERE
         else:
             hint = (
                 f"name a file (mode 0600) that holds OctoPrint's API key, pass the credential {name}.key, or "
@@ -737,7 +758,7 @@ def load_place(
         names = ", ".join(printer.name for printer in printers)
         raise Wrong([f"there are several printers, name one of them: {names}"])
     (printer,) = printers
-    key = None if printer.key == _NOWHERE else printer.key
+    key = None if printer.key == NOWHERE else printer.key
     return Place(printer.name, printer.octoprint, key, printer.ca_file)
 
 
@@ -755,6 +776,22 @@ def judge(text: str, path: Path) -> Config:
     return _load(loader, {"config": str(path)}, {}, (), DEFAULT_FILE)
 
 
+def survey(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    only: Collection[str] = (),
+    *,
+    default_file: Path = DEFAULT_FILE,
+) -> Survey:
+    """What can be made of the configuration, for whoever wants to know what is wrong; arguments as for `load`."""
+    loader = _Loader(environ, keys_wanted=False)
+    try:
+        found = _load(loader, flags, environ, only, default_file)
+    except Wrong as wrong:
+        return Survey(loader.read, tuple(wrong.mistakes), loader.sound)
+    return Survey(loader.read, (), found.printers, found.state_dir, found.control)
+
+
 def _load(
     loader: _Loader,
     flags: Mapping[str, object],
@@ -770,7 +807,7 @@ def _load(
     if named is not None and named.wrong:
         raise Wrong(loader.mistakes)
     if named is not None or ((only or "octoprint" not in spoken) and _exists(default_file)):
-        path = default_file if named is None else named.value
+        path = loader.read = default_file if named is None else named.value
         top, tables = loader.file(path, only)
         printers = _printers(loader, path, [top, environment, arguments], tables, only)
     elif "octoprint" in spoken or "octoprint_config" in spoken:
@@ -780,13 +817,14 @@ def _load(
     else:
         loader.wrong("no configuration", f"{default_file} is not there; write it, or type: {_TYPE_THIS}")
     loader.judge_shared_key(spoken, printers)
+    loader.sound = tuple(printer for printer in printers if printer is not None)
     if loader.mistakes:
         raise Wrong(loader.mistakes)
     state_dir, control = (
         _merged([top, environment, arguments]).get(name) for name in ("state_dir", "control")
     )
     return Config(
-        printers=tuple(printer for printer in printers if printer is not None),
+        printers=loader.sound,
         state_dir=_default_state_dir(environ) if state_dir is None else state_dir.value,
         control=None if control is None else control.value,
     )

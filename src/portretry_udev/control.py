@@ -10,6 +10,7 @@ A client sends JSON objects, one a line of at most `LINE_LIMIT` bytes, and gets 
     -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "pending": []}
     -> {"version": 1, "error": "no printer is named mk4; there are: mk3", "kind": "printer"}
 
+``program`` in an answer is the version of the package that the service was started from.
 ``printer`` left out means all of them.  With ``follow``, one more line comes at each change.  ``pending``
 names printers that have not yet done what was asked.  After a line that is not understood we hang up.
 """
@@ -31,6 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from portretry_udev import __version__
 from portretry_udev import port as ports
 from portretry_udev.events import Pause, Resume, Retry
 
@@ -556,7 +558,8 @@ class Server:
     # -- what they get
     def _report(self, request: _Request) -> dict[str, object]:
         events = self._events()
-        return {"printers": {watcher.name: self._status(watcher, events) for watcher in self._meant(request)}}
+        printers = {watcher.name: self._status(watcher, events) for watcher in self._meant(request)}
+        return {"program": __version__, "printers": printers}
 
     def _status(self, watcher: Watched, events: str) -> dict[str, object]:
         """One printer, as DESIGN section 6 has it."""

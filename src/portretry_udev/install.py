@@ -12,13 +12,13 @@ import contextlib
 import difflib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 from portretry_udev import files
-from portretry_udev.config import Config
 from portretry_udev.udev_rule import UNIT, Printer, Unwritable, rules_for
 
 RULE = "99-portretry.rules"
@@ -128,6 +128,14 @@ def is_checkout() -> bool:
     return not (Path(__file__).parent / "share").exists() and (checkout() / "pyproject.toml").exists()
 
 
+class Configured(Protocol):
+    """What is needed of `config.Config`, or of `config.Survey`."""
+
+    @property
+    def printers(self) -> Sequence[Printer]:
+        """Those that were configured."""
+
+
 # -- what belongs there -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class File:
@@ -154,7 +162,7 @@ class Wanted:
     troubles: tuple[str, ...] = ()
 
 
-def wanted(layout: Layout, *, program: Path, config: Config | None, unit: bool = True) -> Wanted:
+def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bool = True) -> Wanted:
     """The files of an installation.
 
     Args:

@@ -82,10 +82,7 @@ def _offline(s: State, now: float) -> Account:  # noqa: C901, PLR0911 - one line
     if s.node is None:
         return Account("absent", f"waiting for the printer: {s.missing}")
     if s.offered is None:
-        why = (
-            f"OctoPrint does not offer {s.node.path}: in its settings, Serial Connection, add the line "
-            f"{s.node.path} to Additional serial ports"
-        )
+        why = ": ".join(not_offered(s.node.path))
         return Account("unconfigured", why, warn=True, passing=s.looking)  # it may have been asked too early
     if s.hold is not Hold.NONE:
         return _held(s)
@@ -102,6 +99,12 @@ def _offline(s: State, now: float) -> Account:  # noqa: C901, PLR0911 - one line
     if baudrate(s) is None:
         return Account("unconfigured", "57600 baud is not for Prusa boards: set another baudrate", warn=True)
     return _listening(s)
+
+
+def not_offered(path: str) -> tuple[str, str]:
+    """That OctoPrint has no such port in its list; and what to do."""
+    cure = f"in its settings, Serial Connection, add the line {path} to Additional serial ports"
+    return f"OctoPrint does not offer {path}", cure
 
 
 def _held(s: State) -> Account:

@@ -36,9 +36,10 @@ A map of the modules, by what each of them knows:
 ``program``           which program the service runs, and whether root should
 ``activation``        what udev and systemd are told about those files
 ``uninstall``         what of ours is there, and how it goes
+``installation``      both from the plan to what runs, in the right order
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
-``cli``               the commands, thin; ``cli_login``, ``cli_ports``, ``cli_common`` are parts of it
+``cli``               the commands, thin; its parts: ``cli_login``, ``cli_ports``, ``cli_install``, ``cli_common``
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

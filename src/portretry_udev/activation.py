@@ -13,7 +13,7 @@ from typing import Protocol
 
 from portretry_udev.udev_rule import UNIT
 
-PATIENCE = 90.0  # seconds for a command; a service that does not become ready is given up by systemd at 90
+PATIENCE = 120.0  # seconds for a command; systemd itself gives up after 90 on a service that is not ready
 NOT_FOUND = 127  # as shells say it
 _USB_PORTS = ("ttyACM*", "ttyUSB*")
 
@@ -177,14 +177,12 @@ def for_unit(
 
 def before_removal(machine: Machine) -> list[Step]:
     """Before the unit goes: nothing runs that has no unit, and nothing is left of its start at boot."""
-    if not machine.systemd or not machine.known or machine.masked:
-        return []
-    command = ("systemctl", "disable", "--now", UNIT)
-    return [Step(command, "so that it ends, and does not start at boot")] if _is_on(machine) else []
-
-
-def _is_on(machine: Machine) -> bool:
-    return machine.active or machine.enabled
+    if machine.systemd and machine.known and not machine.masked and (machine.active or machine.enabled):
+        command = ("systemctl", "disable", "--now", UNIT)
+        return [Step(command, "so that it ends, and does not start at boot")]
+    if machine.systemd and machine.active:  # its unit has been taken away, or switched off, under its feet
+        return [Step(("systemctl", "stop", UNIT), "so that it ends")]
+    return []
 
 
 def after_removal(machine: Machine, *, packaged: bool) -> list[Step]:

@@ -25,7 +25,7 @@ _PASSING = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108 - named becaus
 _PLAIN = re.compile(r"/[A-Za-z0-9_./+,:=@~-]+")
 
 CURE = (
-    "put it where only root can write, and install from there:",
+    "Put it where only root can write, and install from there:",
     f"  sudo python3 -m venv /opt/{NAME}",
     f"  sudo /opt/{NAME}/bin/pip install {NAME}",
     f"  sudo /opt/{NAME}/bin/{NAME} install",
@@ -55,6 +55,11 @@ def _leads_to(link: Path, program: Path) -> bool:
     return link.is_symlink() and link.resolve() == program.resolve()
 
 
+def is_plain(path: Path) -> bool:
+    """Whether its name means itself in a unit."""
+    return _PLAIN.fullmatch(str(path)) is not None
+
+
 def dangers(paths: Iterable[Path]) -> list[str]:
     """Why root's service should not run what lies there, one line each; the same folder is told once.
 
@@ -71,7 +76,7 @@ def dangers(paths: Iterable[Path]) -> list[str]:
 
 
 def _danger(path: Path) -> str:
-    if not _PLAIN.fullmatch(str(path)):
+    if not is_plain(path):
         return f"{ascii(str(path))[1:-1]} has characters that mean something else in a unit"
     for home in _HOMES:
         if path.is_relative_to(home):

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from portretry_udev import __version__, cli_install, cli_login, cli_ports, control, logs
+from portretry_udev import __version__, cli_install, cli_login, cli_ports, cli_setup, control, logs
 from portretry_udev.cli_common import (
     EX_CONFIG,
     EX_INTERRUPTED,
@@ -105,6 +105,7 @@ main.add_command(cli_install.uninstall_)
 main.add_command(cli_login.login)
 main.add_command(cli_ports.ports)
 main.add_command(cli_ports.probe)
+main.add_command(cli_setup.setup)
 
 
 # -- status, retry, pause, resume --------------------------------------------------------------------------

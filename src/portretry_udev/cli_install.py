@@ -77,7 +77,7 @@ def install_(  # noqa: PLR0913 - one argument a flag
     """
     layout = _layout(ctx, root, vendor=vendor)
     here = installation.is_here(layout)
-    runs = _program(named, packaged=vendor or not here)
+    runs = runnable(named, packaged=vendor or not here)
     found = None if vendor else _configuration(layout)
     unready = _not_startable(layout, found, no_start=no_start)
     try:
@@ -93,10 +93,10 @@ def install_(  # noqa: PLR0913 - one argument a flag
     _echo(shown(planned.changes, planned.steps, would=dry_run))
     say(*planned.troubles)
     if planned.troubles:
-        _note("No rule is made for these; the service watches them all the same.")
+        note("No rule is made for these; the service watches them all the same.")
     if dry_run or not planned.is_needed:
         if not planned.is_needed:
-            _note("All is in place: nothing to do.")
+            note("All is in place: nothing to do.")
         _say_next(planned, unready, runs)
         return
     _judge_rights(ctx, layout, [change.file.path for change in planned.changes if change.is_needed])
@@ -105,9 +105,9 @@ def install_(  # noqa: PLR0913 - one argument a flag
         done = installation.carry_out(planned, activation.run)
     except InstallTrouble as trouble:
         _fail(ctx, trouble, "nothing was changed")
-    _echo(_backups(done.written))
-    _say_failures(done.failures, "the files are in place")
-    _note("Done.")
+    _echo(backups(done.written))
+    say_failures(done.failures, "the files are in place")
+    note("Done.")
     _say_next(planned, unready, runs)
 
 
@@ -120,7 +120,7 @@ def _layout(ctx: click.Context, root: Path, *, vendor: bool = False) -> Layout:
     return Layout(root.resolve(), vendor=vendor)
 
 
-def _program(named: str | None, *, packaged: bool) -> Path:
+def runnable(named: str | None, *, packaged: bool) -> Path:
     """What the service is to run; what root should not run has to be named to be taken."""
     if named is not None:
         path = Path(named)
@@ -185,16 +185,16 @@ def _not_startable(layout: Layout, found: Survey | None, *, no_start: bool) -> l
 
 def _say_next(planned: Planned, unready: list[str] | None, runs: Path) -> None:
     """What to know, and what to do next."""
-    _note(*_remarks(planned.changes, planned.layout))
+    note(*remarks(planned.changes, planned.layout))
     if not installation.is_here(planned.layout) or planned.layout.vendor:
-        _note(f"The service runs {runs} (another: --program PATH).")
+        note(f"The service runs {runs} (another: --program PATH).")
         return
-    _note(*(unready or ()), *_surroundings(planned.machine, runs))
+    note(*(unready or ()), *surroundings(planned.machine, runs))
     if unready is None and planned.machine.systemd and not planned.machine.masked:
-        _note("What the service sees and waits for:", f"  {program.NAME} status")
+        note("What the service sees and waits for:", f"  {program.NAME} status")
 
 
-def _remarks(changes: Iterable[Change], layout: Layout) -> Iterator[str]:
+def remarks(changes: Iterable[Change], layout: Layout) -> Iterator[str]:
     """What an administrator or a package has said about the same file."""
     own = Layout(layout.root)
     for change in changes:
@@ -211,7 +211,7 @@ def _remarks(changes: Iterable[Change], layout: Layout) -> Iterator[str]:
                     yield f"{above} counts instead of {path}."
 
 
-def _surroundings(machine: Machine, runs: Path) -> Iterator[str]:
+def surroundings(machine: Machine, runs: Path) -> Iterator[str]:
     """Where udev or systemd are not at work, what to do without them."""
     if not machine.udevd:
         yield "udevd is not at work here.  In a container: the rules belong on the host (docs/install.md)."
@@ -249,7 +249,7 @@ def uninstall_(ctx: click.Context, *, dry_run: bool, root: Path, purge: bool, ye
         _fail(ctx, trouble)
     _echo(_going(removal, would=dry_run))
     if not removal.is_needed:
-        _note("Nothing to take away.")
+        note("Nothing to take away.")
         return
     if dry_run:
         return
@@ -260,17 +260,17 @@ def uninstall_(ctx: click.Context, *, dry_run: bool, root: Path, purge: bool, ye
     except InstallTrouble as trouble:
         _fail(ctx, trouble, "what is left goes with the next try")
     first = bool(failures) and failures[0].step in removal.before
-    _say_failures(failures, "nothing was taken away" if first else "the files are gone")
-    _note("Done.", *(f"{folder} stays: there is something in it." for folder in left))
+    say_failures(failures, "nothing was taken away" if first else "the files are gone")
+    note("Done.", *(f"{folder} stays: there is something in it." for folder in left))
 
 
 def _going(removal: Removal, *, would: bool) -> Iterator[str]:
     """What goes, what stays, and the commands before and after."""
     yield from _steps(removal.before, would=would)
     for item in removal.plan.goes:
-        yield from _entry("goes", "red", str(item.path), item.what)
+        yield from entry("goes", "red", str(item.path), item.what)
     for item in removal.plan.stays:
-        yield from _entry("stays", None, str(item.path), item.what)
+        yield from entry("stays", None, str(item.path), item.what)
     yield from _steps(removal.after, would=would)
 
 
@@ -281,7 +281,7 @@ def shown(changes: Iterable[Change], steps: Iterable[Step], *, would: bool) -> I
         label, hue = _KINDS[change.kind]
         kept = "; what is there is kept beside it" if change.keeps_old else ""
         what = change.file.what + kept if change.is_needed else ""
-        yield from _entry(label, hue, str(change.file.path), what)
+        yield from entry(label, hue, str(change.file.path), what)
         for line in change.diff():
             yield "    " + click.style(plain(line), fg=_DIFF.get(line[:1]))
     yield from _steps(steps, would=would)
@@ -289,10 +289,10 @@ def shown(changes: Iterable[Change], steps: Iterable[Step], *, would: bool) -> I
 
 def _steps(steps: Iterable[Step], *, would: bool) -> Iterator[str]:
     for step in steps:
-        yield from _entry("would run" if would else "runs", "cyan", shlex.join(step.command), step.why)
+        yield from entry("would run" if would else "runs", "cyan", shlex.join(step.command), step.why)
 
 
-def _entry(label: str, hue: str | None, what: str, why: str) -> Iterator[str]:
+def entry(label: str, hue: str | None, what: str, why: str) -> Iterator[str]:
     """What it is about, and below it, what is to be said of it."""
     indent = " " * (_LABEL + 2)
     lines = textwrap.wrap(
@@ -304,13 +304,14 @@ def _entry(label: str, hue: str | None, what: str, why: str) -> Iterator[str]:
     yield from textwrap.wrap(why, WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
-def _backups(written: Iterable[Written]) -> Iterator[str]:
+def backups(written: Iterable[Written]) -> Iterator[str]:
+    """Where what was there before is kept."""
     for each in written:
         if each.backup is not None:
-            yield from _entry("kept", None, str(each.backup), "as it was before")
+            yield from entry("kept", None, str(each.backup), "as it was before")
 
 
-def _note(*paragraphs: str) -> None:
+def note(*paragraphs: str) -> None:
     """Talk to the person, as a dialogue does; what is indented is a line to type, and stays whole."""
     for text in paragraphs:
         lines = [text] if text.startswith(" ") else textwrap.wrap(text, WIDTH, break_on_hyphens=False)
@@ -329,19 +330,19 @@ def _judge_rights(ctx: click.Context, layout: Layout, paths: Iterable[Path]) -> 
     if os.geteuid() == 0:
         return
     if not installation.is_here(layout):
-        closed = [path for path in paths if not os.access(_nearest(path.parent), os.W_OK)]
+        closed = [path for path in paths if not os.access(nearest(path.parent), os.W_OK)]
         if not closed:
             return
-        fail(EX_NOPERM, f"{closed[0]} is not yours to write; type:", f"  {_as_root(ctx)}")
-    fail(EX_NOPERM, "only root can do that; type:", f"  {_as_root(ctx)}")
+        fail(EX_NOPERM, f"{closed[0]} is not yours to write; type:", f"  {as_root(ctx)}")
+    fail(EX_NOPERM, "only root can do that; type:", f"  {as_root(ctx)}")
 
 
-def _nearest(folder: Path) -> Path:
+def nearest(folder: Path) -> Path:
     """The folder, or the one above it that is there."""
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def _as_root(ctx: click.Context) -> str:
+def as_root(ctx: click.Context) -> str:
     """This very command, as root."""
     words = ["sudo", str(program.find(sys.argv[0], sys.executable) or program.NAME), str(ctx.info_name)]
     for parameter in ctx.command.params:
@@ -349,6 +350,8 @@ def _as_root(ctx: click.Context) -> str:
         flag = parameter.opts[-1]
         if value is True:
             words.append(flag)
+        elif isinstance(value, tuple):
+            words += [word for each in value for word in (flag, str(each))]
         elif value and value != parameter.default:
             words += [flag, str(value)]
     return shlex.join(words)
@@ -370,11 +373,11 @@ def _confirm(*, yes: bool, question: str) -> None:
 
 def _fail(ctx: click.Context, trouble: InstallTrouble, *lines: str) -> NoReturn:
     if trouble.forbidden:
-        fail(EX_NOPERM, plain(str(trouble)), *lines, "as root:", f"  {_as_root(ctx)}")
+        fail(EX_NOPERM, plain(str(trouble)), *lines, "as root:", f"  {as_root(ctx)}")
     fail(EX_CANTCREAT, plain(str(trouble)), *lines)
 
 
-def _say_failures(failures: Iterable[Failure], state: str) -> None:
+def say_failures(failures: Iterable[Failure], state: str) -> None:
     """A command that failed ends ours, with what is so nevertheless."""
     lines = [plain(str(failure)) for failure in failures]
     if lines:

@@ -14,8 +14,7 @@ from pathlib import Path
 from portretry_udev import config_edit, files, install, installation, login, program
 from portretry_udev.activation import Machine, Run
 from portretry_udev.config import Config, Printer, Wrong, judge
-from portretry_udev.config_edit import Value
-from portretry_udev.install import Change, File, InstallTrouble, Kind, Layout, Written
+from portretry_udev.install import File, InstallTrouble, Kind, Layout, Written
 from portretry_udev.installation import Planned
 from portretry_udev.wizard import Choice, Key
 
@@ -137,11 +136,11 @@ def key_place(name: str, there: Existing, layout: Layout, stored: Path | None = 
     folder for a moment, or beside the system that is in the making.
     """
     old = there.printer(name)
+    if old is not None and old.key.path is not None and stored in (None, layout.at(old.key.path)):
+        return KeyPlace(layout.at(old.key.path), str(old.key.path))
     if stored is not None and installation.is_here(layout) and not program.is_hidden(stored):
         usual = stored == layout.config.with_name(f"{name}.key") and there.path == layout.config
         return KeyPlace(stored, None if usual else str(stored))
-    if old is not None and old.key.path is not None and not old.key.credential:
-        return KeyPlace(layout.at(old.key.path), str(old.key.path))
     file = there.path.with_name(f"{name}.key")
     return KeyPlace(file, None if there.path == layout.config else str(file))
 
@@ -153,7 +152,7 @@ def composed(answers: Answers, there: Existing, place: KeyPlace) -> str:
         Unsure: its table cannot be changed for certain.
     """
     port = answers.port
-    wishes: dict[str, Value] = {
+    wishes: dict[str, config_edit.Value] = {
         "octoprint": answers.octoprint,
         "ca_file": str(answers.ca_file) if answers.ca_file else None,
         "api_key_file": place.setting,
@@ -216,7 +215,9 @@ def plan(answers: Answers, there: Existing, installing: Installing) -> Plan:
     root = layout.root if there.path.is_relative_to(layout.root) else Path("/")
     (change,) = install.changes([File(there.path, text.encode(), "the configuration")], root)
     if change.kind is Kind.OFF:
-        raise InstallTrouble(f"{there.path} is a link to /dev/null: name another file with --config", there.path)
+        raise InstallTrouble(
+            f"{there.path} is a link to /dev/null: name another file with --config", there.path
+        )
     planned = Planned(layout, Machine(), (), ())
     if installing.program is not None:
         planned = installation.plan(
@@ -256,6 +257,7 @@ def _put_back(path: Path, old: bytes | None) -> None:
         files.write(path, old)
 
 
-def changed(planned: Plan) -> list[Change]:
-    """The files that would be written, but for the key."""
-    return [change for change in planned.planned.changes if change.is_needed]
+def written_paths(planned: Plan) -> list[Path]:
+    """The files that this writes, the key's first."""
+    changed = [change.file.path for change in planned.planned.changes if change.is_needed]
+    return changed if planned.key is None else [planned.key_file, *changed]

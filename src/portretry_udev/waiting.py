@@ -6,10 +6,11 @@ Knows that a service takes a moment to come, and is asked again until it does.  
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from portretry_udev import control
 from portretry_udev.control import ControlError
@@ -33,11 +34,11 @@ class Seen:
     why: str
 
 
-Follow = Callable[[Path | None, str | None], Iterator[dict[str, object]]]
+Follow = Callable[[Path | None, str | None], Generator[dict[str, Any], None, None]]
 
 
 def watch(
-    path: Path | None, name: str, seconds: float, follow: "type[control.follow] | Callable" = control.follow
+    path: Path | None, name: str, seconds: float, follow: Follow = control.follow
 ) -> Iterator[Seen | None]:
     """What is said of a printer from now on, as it changes; None: nothing new, but time has passed.
 
@@ -49,3 +50,40 @@ def watch(
         seconds: how long to wait.
         follow: who asks the service.
     """
+    news: queue.SimpleQueue[Seen] = queue.SimpleQueue()
+    over = threading.Event()
+    end = time.monotonic() + seconds
+    # A thread, since the next change may be hours away; it ends with the process at the latest.
+    threading.Thread(target=_listen, args=(path, name, follow, news, over), daemon=True).start()
+    try:
+        last = None
+        while (left := end - time.monotonic()) > 0:
+            try:
+                seen = news.get(timeout=min(_TICK, left))
+            except queue.Empty:
+                yield None
+                continue
+            if seen != last:
+                yield seen
+                last = seen
+            if seen.state == CONNECTED:
+                return
+    finally:
+        over.set()
+
+
+def _listen(
+    path: Path | None, name: str, follow: Follow, news: "queue.SimpleQueue[Seen]", over: threading.Event
+) -> None:
+    """Listen to the service, and to the next one when it ends, as it does when it is restarted."""
+    while not over.is_set():
+        try:
+            with closing(follow(path, name)) as answers:
+                for answer in answers:
+                    if over.is_set():
+                        return
+                    found = answer["printers"][name]
+                    news.put(Seen(str(found["state"]), str(found["why"])))
+        except ControlError as e:
+            news.put(Seen(STARTING, str(e)))
+        over.wait(_ASK_AGAIN)

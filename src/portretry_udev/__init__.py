@@ -39,6 +39,11 @@ A map of the modules, by what each of them knows:
 ``installation``      both from the plan to what runs, in the right order
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
+``wizard``            the questions of setup: what has to be asked, and what is clear without
+``questions``         what a question is, and who answers it; ``terminal`` does for a person
+``interview``         those questions, with this machine behind them
+``setup``             what their answers have to be written, as a plan
+``waiting``           waits until the service has its printer connected
 ``cli``               the commands, thin; its parts: ``cli_login``, ``cli_ports``, ``cli_install``, ``cli_common``
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware

@@ -20,18 +20,19 @@ from portretry_udev import activation, cli_install, cli_login, installation, mat
 from portretry_udev import setup as setup_
 from portretry_udev.cli_common import EX_CONFIG, EX_INTERRUPTED, EX_TEMPFAIL, devices_or_fail, fail, say
 from portretry_udev.cli_install import EX_CANTCREAT, EX_DECLINED, EX_NOPERM
-from portretry_udev.config import Wrong, octoprint_url
+from portretry_udev.config import NOWHERE, Wrong, octoprint_url
 from portretry_udev.config_edit import Unsure, table
 from portretry_udev.install import InstallTrouble, Layout
 from portretry_udev.interview import Given, Interview
 from portretry_udev.keys import KeyTrouble
 from portretry_udev.listing import plain
 from portretry_udev.login import LoginTrouble
+from portretry_udev.questions import Nobody, Person, Unanswered
 from portretry_udev.rest import Trouble
 from portretry_udev.setup import Answers, Existing, Installing, Plan
 from portretry_udev.terminal import Live, Terminal, echo
 from portretry_udev.waiting import CONNECTED, Seen
-from portretry_udev.wizard import PREFERRED, Nobody, Person, Unanswered
+from portretry_udev.wizard import PREFERRED
 
 USUAL_WAIT = 60.0  # seconds; a printer that is on is connected within some ten
 
@@ -137,6 +138,7 @@ def setup(  # noqa: PLR0913 - one argument a flag
         with contextlib.closing(devices_or_fail()) as devices:
             answers = Interview(flags, there, layout, devices, person).answers()
         plan = _planned(answers, there, Installing(layout, runs, here and not no_start, activation.run))
+        _judge_others(plan)
         if plan.is_needed:
             _agreed(plan, person)
             written = setup_.write(plan)
@@ -214,10 +216,23 @@ def _planned(answers: Answers, there: Existing, installing: Installing) -> Plan:
         _end(EX_CONFIG, f"{there.path}: {unsure}", "change it by hand, so that it says:", *lines)
 
 
+def _judge_others(plan: Plan) -> None:
+    """The service is started for all printers, or not at all."""
+    if not _starts(plan):
+        return
+    if keyless := [
+        each.name for each in plan.config.printers if each.key == NOWHERE and each.name != plan.name
+    ]:
+        commands = (f"  portretry-udev login {name}" for name in keyless)
+        _end(
+            EX_CONFIG, f"no API key for {', '.join(keyless)}, and the service needs one for each:", *commands
+        )
+
+
 def _agreed(plan: Plan, person: Person) -> None:
     """Show what will be written and run, and ask; who says no ends it."""
     echo()
-    echo("This is to be written:")
+    echo(click.style("This is to be written:", bold=True))
     _echo(_shown(plan))
     if isinstance(person, Terminal):
         steps = " and run" if plan.planned.steps else ""
@@ -269,7 +284,7 @@ def _say_next(plan: Plan, runs: Path | None) -> None:
 def _waited(plan: Plan, wait: float | None) -> Seen | None:
     """Wait until the printer is connected; None: nobody waits for it."""
     if wait is None:
-        wait = USUAL_WAIT if runs_now(plan) else 0
+        wait = USUAL_WAIT if plan.planned.machine.active or _starts(plan) else 0
     if not wait:
         return None
     environ = os.environ.get("PORTRETRY_CONTROL")
@@ -289,10 +304,8 @@ def _waited(plan: Plan, wait: float | None) -> Seen | None:
     return seen
 
 
-def runs_now(plan: Plan) -> bool:
-    """Whether the service runs, or was just started."""
-    starts = any(step.command[:2] == ("systemctl", "enable") for step in plan.planned.steps)
-    return plan.planned.machine.active or starts
+def _starts(plan: Plan) -> bool:
+    return any(step.command[:2] == ("systemctl", "enable") for step in plan.planned.steps)
 
 
 def _say_seen(name: str, seen: Seen, seconds: float) -> None:

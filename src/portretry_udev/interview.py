@@ -17,10 +17,11 @@ from portretry_udev.install import Layout
 from portretry_udev.listing import plain
 from portretry_udev.login import Account
 from portretry_udev.octoprint import Answer, Client
+from portretry_udev.questions import Person
 from portretry_udev.rest import Rest, Trouble
 from portretry_udev.setup import Answers, Existing, key_place
 from portretry_udev.terminal import Terminal
-from portretry_udev.wizard import Choice, Key, Person, Ports
+from portretry_udev.wizard import Choice, Key, Ports
 
 
 @dataclass(frozen=True)

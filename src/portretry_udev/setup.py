@@ -18,7 +18,7 @@ from portretry_udev.install import File, InstallTrouble, Kind, Layout, Written
 from portretry_udev.installation import Planned
 from portretry_udev.wizard import Choice, Key
 
-_HEAD = f"# The printers of portretry-udev.  Every setting is explained in its neighbour {install.EXAMPLE}.\n"
+_HEAD = f"# The printers of portretry-udev.  {install.EXAMPLE} explains every setting.\n"
 
 
 # -- what is there -----------------------------------------------------------------------------------------

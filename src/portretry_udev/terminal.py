@@ -17,7 +17,7 @@ import click
 from portretry_udev.cli_common import colour
 from portretry_udev.devices import Devices, Port
 from portretry_udev.listing import Change, Follower, plain
-from portretry_udev.wizard import Option, Question
+from portretry_udev.questions import Option, Question
 
 WIDTH = 80  # columns, where the terminal has no fewer
 _SETTLED = 1.5  # seconds after which all ports of a board have come
@@ -64,13 +64,17 @@ class Terminal:
     def ask(self, question: Question, default: str | None = None) -> str:
         """Have a word typed; nothing typed is what is proposed."""
         proposed = f" [{default}]" if default else ""
+        echo()
         while True:
-            if typed := _typed(f"{question.text}{proposed}: ") or default:
+            if typed := _typed(f"{click.style(question.text, bold=True)}{proposed}: ") or default:
                 return typed
 
     def choose(self, question: Question, options: Sequence[Option], default: int | None = None) -> int:
         """Have one of several chosen, by its number."""
-        self.say(question.text)
+        echo()
+        echo(click.style(question.text, bold=True))
+        for remark in question.remarks:
+            self.say(remark)
         for number, option in enumerate(options, 1):
             label = click.style(str(number), bold=True)
             first, *more = wrapped(option.label, " " * (_NUMBER + 1))
@@ -88,8 +92,9 @@ class Terminal:
 
     def agree(self, text: str, more: Callable[[], None]) -> bool:
         """Have a plan agreed to; ``more`` shows it in full."""
+        echo()
         while True:
-            match _typed(f"{text} [yes, no, show] ").lower():
+            match _typed(f"{click.style(text, bold=True)} [yes, no, show] ").lower():
                 case "y" | "yes":
                     return True
                 case "n" | "no":

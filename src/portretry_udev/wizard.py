@@ -20,94 +20,12 @@ from portretry_udev.keys import KeySource, KeyTrouble
 from portretry_udev.listing import Row, plain
 from portretry_udev.login import Account, LoginTrouble
 from portretry_udev.octoprint import Answer, offered
+from portretry_udev.questions import Option, Person, Question
 from portretry_udev.rest import Trouble
 
 PREFERRED = "octoprint"
 """As --port: the port that OctoPrint prefers, whichever that is."""
 _ALONE = "printer"  # a name for those whose board says nothing of itself
-
-
-class Unanswered(Exception):  # noqa: N818 - nobody has erred
-    """A question that nobody is there to answer; one line for people, which says by which flag."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """Something that has to be asked.
-
-    Attributes:
-        text: for who is there.
-        flag: what answers it beforehand.
-        why: why it has to be asked, in a clause, for who is not there.
-        sure: what is proposed can be taken without asking.
-    """
-
-    text: str
-    flag: str
-    why: str
-    sure: bool = False
-
-    def unanswered(self) -> Unanswered:
-        """For when nobody is there."""
-        return Unanswered(f"{self.why}: give {self.flag}")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One answer of several: a line, and lines below it."""
-
-    label: str
-    details: tuple[str, ...] = ()
-
-
-class Person(Protocol):
-    """Whoever answers; `Nobody` does if nobody is there."""
-
-    def say(self, text: str = "") -> None:
-        """Tell a paragraph."""
-
-    def ask(self, question: Question, default: str | None = None) -> str:
-        """Have a word typed.
-
-        Raises:
-            Unanswered: nobody is there.
-        """
-
-    def choose(self, question: Question, options: Sequence[Option], default: int | None = None) -> int:
-        """Have one of several chosen; returns its index.
-
-        Raises:
-            Unanswered: nobody is there.
-        """
-
-
-class Nobody:
-    """Nobody is there: all has to be clear without asking.
-
-    Args:
-        say: what is told, is told there.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-
-    def say(self, text: str = "") -> None:
-        """Tell it, if it is anything."""
-        if text:
-            self._say(text)
-
-    def ask(self, question: Question, default: str | None = None) -> str:
-        """Take what is sure."""
-        if default is None or not question.sure:
-            raise question.unanswered()
-        return default
-
-    def choose(self, question: Question, options: Sequence[Option], default: int | None = None) -> int:
-        """Take what is sure."""
-        del options
-        if default is None or not question.sure:
-            raise question.unanswered()
-        return default
 
 
 # -- which OctoPrint ---------------------------------------------------------------------------------------
@@ -332,7 +250,13 @@ class Ports:
 
     def free(self) -> list[Row]:
         """Those that may be this printer's: no other's, and there."""
-        return [row for row in self.rows if not row.stale and row.printer not in self.taken]
+        return [row for row in self.rows if not self.unfit(row)]
+
+    def unfit(self, row: Row) -> str:
+        """Why one cannot be this printer's; empty if it may be."""
+        if row.printer in self.taken:
+            return f"is {row.printer}"
+        return row.stale or (f"cannot be looked at: {row.trouble}" if row.holders is None else "")
 
     def preferred(self) -> Row | None:
         """The one that OctoPrint prefers."""
@@ -342,6 +266,11 @@ class Ports:
     def at(self, name: str) -> Row | None:
         """The one that a name leads to."""
         return next((row for row in self.rows if name in row.links or resolved(name) == row.port.node), None)
+
+    def kept(self) -> Choice | None:
+        """As it is configured, if it is."""
+        old = self.old
+        return old and Choice(old.port, old.match, row=self.at(old.port) if old.port else None)
 
     def recommended(self, row: Row) -> Choice:
         """By which name to configure one, and why."""
@@ -419,18 +348,17 @@ _Answer = Choice | Literal["type", "plug"]
 def _port_question(ports: Ports) -> tuple[Question, list[tuple[Option, _Answer]], int | None]:
     """What can be chosen, and which of it is proposed."""
     answers: list[tuple[Option, _Answer]] = []
-    sure, default = ports.sure(), None
-    if ports.old is not None:
-        kept = Choice(
-            ports.old.port, ports.old.match, row=ports.at(ports.old.port) if ports.old.port else None
-        )
-        answers.append((Option("as it is configured now", (str(kept),)), kept))
-        default = 0
+    sure, kept, default = ports.sure(), ports.kept(), None
     for row in ports.free():
-        if row == sure and default is None:
-            default = len(answers)
         choice = ports.recommended(row)
-        answers.append((Option(_label(row), (*_remarks(row, ports), *_reason(choice))), choice))
+        as_is = kept is not None and (kept.port, kept.match) == (choice.port, choice.match)
+        if as_is or (row == sure and kept is None):
+            default = len(answers)
+        same = ["as it is configured now"] if as_is else []
+        answers.append((Option(_label(row), (*same, *_remarks(row, ports), *_reason(choice))), choice))
+    if kept is not None and default is None:
+        default = len(answers)
+        answers.append((Option("as it is configured now", (plain(str(kept)),)), kept))
     if ports.answer.preferred_port is not None:
         now = (f"now {plain(ports.answer.preferred_port)}; followed when it is changed there",)
         answers.append((Option("always the one that OctoPrint prefers", now), Choice(row=ports.preferred())))
@@ -442,7 +370,10 @@ def _port_question(ports: Ports) -> tuple[Question, list[tuple[Option, _Answer]]
     why = f"no serial port is clearly the printer's ({nodes})"
     flag = f"--port NODE, --match KEY=VALUE or --port {PREFERRED}"
     known = ports.old is not None or sure is not None
-    return Question("Which serial port is the printer on?", flag, why, sure=known), answers, default
+    unfit = {row.port.node: ports.unfit(row) for row in ports.rows}
+    remarks = tuple(plain(f"(Not {node}: it {what}.)") for node, what in unfit.items() if what)
+    question = Question("Which serial port is the printer on?", flag, why, sure=known, remarks=remarks)
+    return question, answers, default
 
 
 def _label(row: Row) -> str:
@@ -451,7 +382,7 @@ def _label(row: Row) -> str:
 
 
 def _remarks(row: Row, ports: Ports) -> list[str]:
-    remarks = [listing.state(row)] if row.holders or row.holders is None else []
+    remarks = [listing.state(row)] if row.holders else []
     if row == ports.preferred():
         remarks.append("OctoPrint prefers it")
     return [plain("; ".join(remarks))] if remarks else []

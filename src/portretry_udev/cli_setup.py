@@ -232,7 +232,8 @@ def _judge_others(plan: Plan) -> None:
 def _agreed(plan: Plan, person: Person) -> None:
     """Show what will be written and run, and ask; who says no ends it."""
     echo()
-    echo(click.style("This is to be written:", bold=True))
+    asks = isinstance(person, Terminal)
+    echo(click.style("This is to be written:" if asks else "This is written:", bold=True))
     _echo(_shown(plan))
     if isinstance(person, Terminal):
         steps = " and run" if plan.planned.steps else ""

@@ -16,9 +16,10 @@ from portretry_udev.activation import Machine, Run
 from portretry_udev.config import Config, Printer, Wrong, judge
 from portretry_udev.install import File, InstallTrouble, Kind, Layout, Written
 from portretry_udev.installation import Planned
+from portretry_udev.keys import KeySource, KeyTrouble
 from portretry_udev.wizard import Choice, Key
 
-_HEAD = f"# The printers of portretry-udev.  {install.EXAMPLE} explains every setting.\n"
+_HEAD = f"# portretry-udev's printers; {install.EXAMPLE} explains every setting.\n"
 
 
 # -- what is there -----------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def plan(answers: Answers, there: Existing, installing: Installing) -> Plan:
     place = key_place(answers.name, there, layout, key.stored)
     text = composed(answers, there, place)
     config = judge(text, there.path)
-    new_key = None if key.stored == place.file else key.secret
+    new_key = None if _holds(place.file, key.secret) else key.secret
     if new_key is not None:
         login.judge_place(place.file)
     root = layout.root if there.path.is_relative_to(layout.root) else Path("/")
@@ -230,6 +231,14 @@ def plan(answers: Answers, there: Existing, installing: Installing) -> Plan:
         )
     whole = replace(planned, changes=(change, *planned.changes))
     return Plan(answers.name, config, place.file, new_key, whole)
+
+
+def _holds(path: Path, secret: str) -> bool:
+    """Whether a key is there already, and kept well enough."""
+    try:
+        return KeySource.from_file(path).read() == secret
+    except KeyTrouble:
+        return False
 
 
 # -- how it comes ------------------------------------------------------------------------------------------

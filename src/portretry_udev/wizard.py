@@ -255,8 +255,8 @@ class Ports:
     def unfit(self, row: Row) -> str:
         """Why one cannot be this printer's; empty if it may be."""
         if row.printer in self.taken:
-            return f"is {row.printer}"
-        return row.stale or (f"cannot be looked at: {row.trouble}" if row.holders is None else "")
+            return f"that is {row.printer}"
+        return row.stale or (f"it cannot be looked at: {row.trouble}" if row.holders is None else "")
 
     def preferred(self) -> Row | None:
         """The one that OctoPrint prefers."""
@@ -269,8 +269,10 @@ class Ports:
 
     def kept(self) -> Choice | None:
         """As it is configured, if it is."""
-        old = self.old
-        return old and Choice(old.port, old.match, row=self.at(old.port) if old.port else None)
+        if self.old is None:
+            return None
+        port = self.old.port
+        return Choice(port, self.old.match, row=self.at(port) if port else None)
 
     def recommended(self, row: Row) -> Choice:
         """By which name to configure one, and why."""
@@ -371,7 +373,7 @@ def _port_question(ports: Ports) -> tuple[Question, list[tuple[Option, _Answer]]
     flag = f"--port NODE, --match KEY=VALUE or --port {PREFERRED}"
     known = ports.old is not None or sure is not None
     unfit = {row.port.node: ports.unfit(row) for row in ports.rows}
-    remarks = tuple(plain(f"(Not {node}: it {what}.)") for node, what in unfit.items() if what)
+    remarks = tuple(plain(f"(Not {node}: {what}.)") for node, what in unfit.items() if what)
     question = Question("Which serial port is the printer on?", flag, why, sure=known, remarks=remarks)
     return question, answers, default
 

@@ -308,6 +308,18 @@ def test_enter_goes_back_from_the_cable(world):
     assert child.exitstatus == 0
 
 
+def test_an_octoprint_that_nobody_has_set_up(world):
+    """It gives no key and takes none: what to do is said, before anything is asked."""
+    world.octoprint.setup_done = False
+    world.give_key()
+    for flags in ([], ["--yes", "--name", "mk3"]):
+        done = world.run(*flags)
+        assert done.returncode == 1
+        assert "is not set up yet: open it in a browser, go through its wizard" in done.stderr
+        assert "key is needed" not in done.stderr
+        assert not world.config.exists()
+
+
 # -- through a pipe ----------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from portretry_udev import login, octoprint_config
 from portretry_udev.config import address
+from portretry_udev.login import LoginTrouble
 from portretry_udev.octoprint_config import OctoPrintConfigTrouble
 from portretry_udev.rest import Rest, Trouble, one_line
 
@@ -36,13 +37,13 @@ class Found:
     Attributes:
         url: where.
         name: what it calls itself; None: it does not tell.
-        trouble: why it gives no keys to applications, as one line for people; None: it does.
+        trouble: why it gives no keys to applications; None: it does.
         uuid: the same for all addresses of one OctoPrint; None: it does not tell.
     """
 
     url: str
     name: str | None = None
-    trouble: str | None = None
+    trouble: LoginTrouble | None = None
     uuid: str | None = None
 
 
@@ -56,8 +57,8 @@ def examine(url: str, ca_file: Path | None = None) -> Found:
     with contextlib.closing(Rest(url, None, ca_file=ca_file, timeout=PATIENCE)) as rest:
         try:
             login.probe(rest)
-        except login.LoginTrouble as refusal:
-            trouble = str(refusal)
+        except LoginTrouble as refusal:
+            trouble = refusal
     described = _description(url, ca_file)
     name, uuid = _NAME.search(described), _UUID.search(described)
     # &#34; are the quotation marks around a name that somebody gave it

@@ -15,7 +15,7 @@ from portretry_udev.devices import Devices, Port
 from portretry_udev.finding import Found
 from portretry_udev.install import Layout
 from portretry_udev.listing import plain
-from portretry_udev.login import Account
+from portretry_udev.login import Account, Why
 from portretry_udev.octoprint import Answer, Client
 from portretry_udev.questions import Person
 from portretry_udev.rest import Rest, Trouble
@@ -86,6 +86,8 @@ class Interview:
             given.octoprint, given.name, printers, _OctoPrints(given.ca_file), self.person
         )
         self.person.say(plain(f"OctoPrint {wizard.spoken(found)} answers."))
+        if found.trouble is not None and found.trouble.why is Why.NEW:  # it takes no key, and gives none
+            raise found.trouble
         old = self.there.printer(given.name) if given.name else self.there.at(found.url)
         key = self._key(found, old)
         port = self._port(old, self._look(found, key))

@@ -19,7 +19,12 @@ A map of the modules, by what each of them knows:
 ``asker``             asks OctoPrint, in a thread of its own
 ``watcher``           one printer: waits on its sources, feeds the rules, carries effects out
 ``daemon``            all printers: one monitor, one watcher each, signals
+``notify``            what systemd is told of the service: ready, reloading, alive
+``watchdog``          whether every loop that must be alive still comes round
+``unit``              what a configuration needs of the systemd unit beyond what that has
 ``control``           the local socket behind status, retry, pause and resume
+``tally``             what the rules did, counted; pure
+``metrics``           those counts for Prometheus, in a file
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
 ``config_edit``       one table of a configuration changed, and nothing beside it
@@ -44,7 +49,14 @@ A map of the modules, by what each of them knows:
 ``interview``         those questions, with this machine behind them
 ``setup``             what their answers have to be written, as a plan
 ``waiting``           waits until the service has its printer connected
-``cli``               the commands, thin; its parts: ``cli_login``, ``cli_ports``, ``cli_install``, ``cli_common``
+``doctor``            why nothing happens: all checks, by subject in ``doctor_machine``, ``doctor_service``,
+                      ``doctor_octoprint`` and ``doctor_port``; pure
+``findings``          what the doctor can say: the catalogue
+``facts``             what the doctor has found out, as data
+``doctor_facts``      finds that out: /proc, /sys, systemctl; ``doctor_patients``: keys, OctoPrints, ports
+``doctor_screen``     how the doctor's report looks
+``cli``               the commands, thin; the modules whose names begin with ``cli_`` are its parts
+``overview``          what ``status`` shows to people; ``live`` draws it in place on a terminal
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

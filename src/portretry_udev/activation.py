@@ -5,6 +5,9 @@ know what is in our files.  A command is data (`Step`) until `perform` runs it: 
 tests see what would be run.
 """
 
+import contextlib
+import os
+import stat
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -213,13 +216,26 @@ def serial_devices(ports: Iterable[str] = (), root: Path = Path("/")) -> list[Pa
     """
     tty = root / "sys/class/tty"
     names = {path.name for pattern in _USB_PORTS for path in tty.glob(pattern)}
-    names |= {name for port in ports if (tty / (name := (root / port.lstrip("/")).resolve().name)).exists()}
+    for node in ((root / port.lstrip("/")).resolve() for port in ports):
+        if node.parent == (root / "dev").resolve() and (tty / node.name).exists():
+            names.add(node.name)
     found: dict[Path, None] = {}
     for name in sorted(names):
         port = (tty / name).resolve()
         usb = [above for above in port.parents if (above / "idVendor").exists()][:1]
         found |= dict.fromkeys((*usb, port))
     return sorted(found, key=lambda path: len(path.parts))
+
+
+def majors(ports: Iterable[str]) -> set[int]:
+    """The device numbers of the ports that are here: the service is allowed devices by these."""
+    found = set()
+    for port in ports:
+        with contextlib.suppress(OSError):  # it is not plugged in; the next `install`, or the doctor, sees it
+            status = Path(port).stat()
+            if stat.S_ISCHR(status.st_mode):
+                found.add(os.major(status.st_rdev))
+    return found
 
 
 # -- telling them -----------------------------------------------------------------------------------------

@@ -104,11 +104,13 @@ def install_(  # noqa: PLR0913 - one argument a flag
     try:
         done = installation.carry_out(planned, activation.run)
     except InstallTrouble as trouble:
-        _fail(ctx, trouble, "nothing was changed")
+        _fail(ctx, trouble, *([] if trouble.is_half else ["nothing was changed"]))
     _echo(backups(done.written))
     say_failures(done.failures, "the files are in place")
     note("Done.")
     _say_next(planned, unready, runs)
+    if any(step.command[1] == "enable" for step in planned.steps):
+        _say_status()
 
 
 def _layout(ctx: click.Context, root: Path, *, vendor: bool = False) -> Layout:
@@ -138,17 +140,12 @@ def runnable(named: str | None, *, packaged: bool) -> Path:
         fail(EX_CONFIG, f"there is no {program.NAME} beside {sys.executable}: name it with --program PATH")
     consists_of = (path_found, Path(sys.executable), Path(install.__file__).parent)
     if dangers := program.dangers(consists_of):
-        fail(
-            EX_CONFIG,
-            "root's service should not run this program:",
-            *(f"  {danger}" for danger in dangers),
-            *program.CURE,
-            f"or, if you know better: --program {path_found}",
-        )
+        say("root's service should not run this program:", *dangers)
+        note(*program.CURE, "Or, if you know better, add:", f"  --program {path_found}")
+        sys.exit(EX_CONFIG)
     if install.is_checkout():
-        say(
-            f"beware: the service runs from the source tree {install.checkout()}, as it will be at each start"
-        )
+        note("Beware: at each start the service runs what is then in this source tree:")
+        note(f"  {install.checkout()}")
     return path_found
 
 
@@ -178,8 +175,13 @@ def _not_startable(layout: Layout, found: Survey | None, *, no_start: bool) -> l
     try:
         load({"config": str(layout.config)}, {})
     except Wrong as wrong:
-        say(*wrong.mistakes)
-        return ["So the service is not started.  When that is done:", f"  sudo systemctl enable --now {UNIT}"]
+        enable = f"  sudo systemctl enable --now {UNIT}"
+        return [
+            "The service is neither started nor restarted:",
+            *wrong.mistakes,
+            "When that is done:",
+            enable,
+        ]
     return None
 
 
@@ -190,8 +192,12 @@ def _say_next(planned: Planned, unready: list[str] | None, runs: Path) -> None:
         note(f"The service runs {runs} (another: --program PATH).")
         return
     note(*(unready or ()), *surroundings(planned.machine, runs))
-    if unready is None and planned.machine.systemd and not planned.machine.masked:
-        note("What the service sees and waits for:", f"  {program.NAME} status")
+    if unready is None and planned.machine.active:
+        _say_status()
+
+
+def _say_status() -> None:
+    note("What the service sees and waits for:", f"  {program.NAME} status")
 
 
 def remarks(changes: Iterable[Change], layout: Layout) -> Iterator[str]:
@@ -225,7 +231,7 @@ def surroundings(machine: Machine, runs: Path) -> Iterator[str]:
         yield f"  systemctl enable {UNIT}"
         yield "If not, have this run, as root, by whatever starts things here:"
     else:
-        yield "There is no systemd here.  Have this run, as root, by whatever starts things (docs/install.md):"
+        yield "There is no systemd here.  Have this run, as root, by what starts things (docs/install.md):"
     yield f"  {runs} watch"
 
 
@@ -262,6 +268,8 @@ def uninstall_(ctx: click.Context, *, dry_run: bool, root: Path, purge: bool, ye
     first = bool(failures) and failures[0].step in removal.before
     say_failures(failures, "nothing was taken away" if first else "the files are gone")
     note("Done.", *(f"{folder} stays: there is something in it." for folder in left))
+    if installation.is_here(layout):
+        note("The program itself goes the way it came: by pip, pipx or apt.")
 
 
 def _going(removal: Removal, *, would: bool) -> Iterator[str]:
@@ -314,7 +322,8 @@ def backups(written: Iterable[Written]) -> Iterator[str]:
 def note(*paragraphs: str) -> None:
     """Talk to the person, as a dialogue does; what is indented is a line to type, and stays whole."""
     for text in paragraphs:
-        lines = [text] if text.startswith(" ") else textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+        wrapped = textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines = [text] if text.startswith(" ") else wrapped
         for line in lines:
             click.echo(plain(line), err=True)
 

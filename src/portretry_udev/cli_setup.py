@@ -30,7 +30,7 @@ from portretry_udev.login import LoginTrouble
 from portretry_udev.questions import Nobody, Person, Unanswered
 from portretry_udev.rest import Trouble
 from portretry_udev.setup import Answers, Existing, Installing, Plan
-from portretry_udev.terminal import Live, Terminal, echo
+from portretry_udev.terminal import StatusLine, Terminal, echo
 from portretry_udev.waiting import CONNECTED, Seen
 from portretry_udev.wizard import PREFERRED
 
@@ -194,7 +194,8 @@ def _told(ctx: click.Context) -> Iterator[None]:
         _end(EX_CONFIG, *wrong.mistakes)
     except InstallTrouble as trouble:
         hint = [f"as root: {cli_install.as_root(ctx)}"] if trouble.forbidden else []
-        _end(EX_NOPERM if trouble.forbidden else EX_CANTCREAT, str(trouble), *hint)
+        end = fail if trouble.is_half else _end
+        end(EX_NOPERM if trouble.forbidden else EX_CANTCREAT, str(trouble), *hint)
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)
         _end(EX_INTERRUPTED, "given up")
@@ -291,7 +292,7 @@ def _waited(plan: Plan, wait: float | None) -> Seen | None:
     environ = os.environ.get("PORTRETRY_CONTROL")
     socket = plan.config.control or (Path(environ) if environ else None)
     end = time.monotonic() + wait
-    seen, live = Seen(waiting.STARTING, ""), Live()
+    seen, live = Seen(waiting.STARTING, ""), StatusLine()
     try:
         for news in waiting.watch(socket, plan.name, wait):
             seen = news or seen

@@ -104,11 +104,13 @@ class Config:
         printers: the selected ones, in the order of the file.
         state_dir: the folder for what must survive a restart.
         control: the path of the control socket; None: the default.
+        metrics_textfile: where metrics are written for node_exporter; None: nowhere.
     """
 
     printers: tuple[Printer, ...]
     state_dir: Path
     control: Path | None = None
+    metrics_textfile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ class Survey:
     Attributes:
         file: that was read; None: there is none.
         mistakes: as those of `Wrong`, but for keys: reading a printer's key tells.
-        printers: those without a mistake of their own.  ``key`` is `NOWHERE` where nobody has named its place.
+        printers: those without a mistake of their own; ``key`` is `NOWHERE` where nobody has named its place.
         state_dir: as in `Config`; None: it could not be made out.
         control: likewise.
+        metrics_textfile: likewise.
     """
 
     file: Path | None
@@ -145,6 +148,7 @@ class Survey:
     printers: tuple[Printer, ...]
     state_dir: Path | None = None
     control: Path | None = None
+    metrics_textfile: Path | None = None
 
 
 class Wrong(Exception):  # noqa: N818 - `except Wrong` reads well
@@ -260,6 +264,13 @@ def _socket(value: object) -> Path:
     return path
 
 
+def _textfile(value: object) -> Path:
+    path = _path(value)
+    if path.suffix != ".prom" or path.name.startswith("."):
+        raise _BadError(f'must end in ".prom", or node_exporter does not read it, is {_shown(str(path))}')
+    return path
+
+
 def _node(value: object) -> str:
     text = _text(value)
     if text.upper() == "AUTO":
@@ -318,7 +329,12 @@ _MATCH: dict[str, Callable[[object], str]] = {
 }
 _FIRMWARE: dict[str, Callable[[object], str]] = {"machine": _text, "uuid": _text}
 _TABLES = ("match", "firmware")
-_TOP: dict[str, Callable[[object], Any]] = {"interval": _interval, "state_dir": _path, "control": _socket}
+_TOP: dict[str, Callable[[object], Any]] = {
+    "interval": _interval,
+    "state_dir": _path,
+    "control": _socket,
+    "metrics_textfile": _textfile,
+}
 _PRINTER: dict[str, Callable[[object], Any]] = {
     "octoprint": _url,
     "api_key_file": _key_path,
@@ -351,10 +367,11 @@ _FLAGS = (
     "ca_file",
     "state_dir",
     "control",
+    "metrics_textfile",
 )
 """The settings that flags and the environment can give; ``match`` and the rest need a file."""
 
-_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control")
+_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control", "metrics_textfile")
 _SPOKEN_FLAGS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -783,13 +800,13 @@ def survey(
     *,
     default_file: Path = DEFAULT_FILE,
 ) -> Survey:
-    """What can be made of the configuration, for whoever wants to know what is wrong; arguments as for `load`."""
+    """What can be made of a configuration, by whoever wants to know what is wrong; arguments as `load`."""
     loader = _Loader(environ, keys_wanted=False)
     try:
         found = _load(loader, flags, environ, only, default_file)
     except Wrong as wrong:
         return Survey(loader.read, tuple(wrong.mistakes), loader.sound)
-    return Survey(loader.read, (), found.printers, found.state_dir, found.control)
+    return Survey(loader.read, (), found.printers, found.state_dir, found.control, found.metrics_textfile)
 
 
 def _load(
@@ -820,13 +837,15 @@ def _load(
     loader.sound = tuple(printer for printer in printers if printer is not None)
     if loader.mistakes:
         raise Wrong(loader.mistakes)
-    state_dir, control = (
-        _merged([top, environment, arguments]).get(name) for name in ("state_dir", "control")
+    state_dir, control, metrics_textfile = (
+        _merged([top, environment, arguments]).get(name)
+        for name in ("state_dir", "control", "metrics_textfile")
     )
     return Config(
         printers=loader.sound,
         state_dir=_default_state_dir(environ) if state_dir is None else state_dir.value,
         control=None if control is None else control.value,
+        metrics_textfile=None if metrics_textfile is None else metrics_textfile.value,
     )
 
 

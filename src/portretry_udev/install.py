@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Protocol
 
 from portretry_udev import files
-from portretry_udev.udev_rule import UNIT, Printer, Unwritable, rules_for
+from portretry_udev.config import Config, Printer
+from portretry_udev.udev_rule import UNIT, Unwritable, rules_for
+from portretry_udev.unit import DROP_IN, drop_in, needs
 
 RULE = "99-portretry.rules"
 PRINTERS = "99-portretry-printers.rules"
@@ -29,7 +31,10 @@ PACKAGED_PROGRAM = Path("/usr/bin/portretry-udev")  # what the unit runs as it i
 _RULES = "etc/udev/rules.d"
 _UNITS = "etc/systemd/system"
 _OURS = b"# portretry-udev"  # how each of our rules and units begins
-_GENERATED = b"# portretry-udev: the ports of the configured printers."
+_NEEDS = (
+    "# portretry-udev: what its configuration needs beyond the unit.  Made from it; changes here are lost.\n"
+)
+_GENERATED = (b"# portretry-udev: the ports of the configured printers.", _NEEDS.encode())
 _MOST = 1 << 20  # bytes of a file that is compared; ours have a few thousand
 
 
@@ -39,12 +44,14 @@ class InstallTrouble(Exception):  # noqa: N818 - as the other troubles
     Attributes:
         path: which.
         forbidden: it is a matter of who asks: root may.
+        is_half: something was done before it, and could not be taken back.
     """
 
-    def __init__(self, text: str, path: Path, *, forbidden: bool = False) -> None:
+    def __init__(self, text: str, path: Path, *, forbidden: bool = False, is_half: bool = False) -> None:
         super().__init__(text)
         self.path = path
         self.forbidden = forbidden
+        self.is_half = is_half
 
 
 # -- where ------------------------------------------------------------------------------------------------
@@ -106,6 +113,11 @@ class Layout:
         """What `systemctl edit` makes."""
         return self.at(_UNITS) / f"{UNIT}.d"
 
+    @property
+    def needs(self) -> Path:
+        """What a configuration needs of the service beyond the unit."""
+        return self.dropins / DROP_IN.name
+
 
 def shipped(name: str, place: str = "") -> bytes:
     """A file that came with the program: in its package, or in the checkout that it runs from.
@@ -135,6 +147,18 @@ class Configured(Protocol):
     def printers(self) -> Sequence[Printer]:
         """Those that were configured."""
 
+    @property
+    def state_dir(self) -> Path | None:
+        """Where the service remembers holds; None: unknown."""
+
+    @property
+    def control(self) -> Path | None:
+        """The control socket, if it is not the usual one."""
+
+    @property
+    def metrics_textfile(self) -> Path | None:
+        """Where metrics go, if anywhere."""
+
 
 # -- what belongs there -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
@@ -162,7 +186,14 @@ class Wanted:
     troubles: tuple[str, ...] = ()
 
 
-def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bool = True) -> Wanted:
+def wanted(
+    layout: Layout,
+    *,
+    program: Path,
+    config: Configured | None,
+    unit: bool = True,
+    majors: Iterable[int] = (),
+) -> Wanted:
     """The files of an installation.
 
     Args:
@@ -170,6 +201,7 @@ def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bo
         program: what the unit is to run.
         config: whose printers get rules; None: nobody has configured any.
         unit: there is a systemd that could use one.
+        majors: device numbers of configured ports.
     """
     vendor = Layout(layout.root, vendor=True)
     rule = shipped(RULE, "udev")
@@ -181,6 +213,8 @@ def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bo
     if unit:
         text = unit_for(program)
         found.append(File(layout.unit, text.encode(), "the service", None if layout.vendor else vendor.unit))
+        if config is not None and not layout.vendor:
+            found += _needs(layout, config, majors)
     example = File(
         layout.example,
         shipped(EXAMPLE),
@@ -188,6 +222,20 @@ def wanted(layout: Layout, *, program: Path, config: Configured | None, unit: bo
         None if layout.vendor else vendor.example,
     )
     return Wanted((*found, example), tuple(troubles))
+
+
+def _needs(layout: Layout, config: Configured, majors: Iterable[int]) -> Iterator[File]:
+    """The drop-in, if the configuration needs one, or has needed one before."""
+    whole = Config(
+        tuple(config.printers), config.state_dir or layout.state, config.control, config.metrics_textfile
+    )
+    text = drop_in(needs(whole, majors))
+    if text or layout.needs.exists():
+        yield File(
+            layout.needs,
+            (_NEEDS + (text.partition("\n")[2] or "# Nothing, by now.\n")).encode(),
+            "what your configuration needs of the service",
+        )
 
 
 def unit_for(program: Path) -> str:
@@ -249,7 +297,8 @@ class Change:
     @property
     def keeps_old(self) -> bool:
         """What is there may be somebody's work; not so where it says itself that changes are lost."""
-        return self.kind is Kind.CHANGED and not (self.old or b"").startswith(_GENERATED)
+        is_generated = self.link is None and (self.old or b"").startswith(_GENERATED)
+        return self.kind is Kind.CHANGED and not is_generated
 
     def diff(self) -> list[str]:
         """The difference for people; empty if there is none."""
@@ -327,7 +376,8 @@ def carry_out(planned: Iterable[Change]) -> tuple[Written, ...]:
     """Write what is needed: all of it, or nothing.
 
     Raises:
-        InstallTrouble: a file cannot be written; what was written before it has been taken back.
+        InstallTrouble: a file cannot be written; what was written before it has been taken back, unless
+            that failed as well (``is_half``).
     """
     with contextlib.ExitStack() as undo:
         written = tuple(_write(change, undo) for change in planned if change.is_needed)
@@ -341,8 +391,9 @@ def _write(change: Change, undo: contextlib.ExitStack) -> Written:
         for folder in _missing(path.parent):
             undo.callback(_remove_if_empty, folder)
         files.make_folder(path.parent)
-        backup = _keep(change, undo) if change.keeps_old else None
-        undo.callback(_put_back, change, _mode(path))
+        mode = _mode(path)
+        backup, is_new = _keep(change) if change.keeps_old else (None, False)
+        undo.callback(_put_back, change, mode, backup if is_new else None)
         files.write(path, change.file.data, files.PUBLIC)
     except OSError as e:
         raise _trouble(e, path, "written") from e
@@ -354,41 +405,41 @@ def _missing(folder: Path) -> Iterator[Path]:
     yield from reversed([each for each in (folder, *folder.parents) if not each.exists()])
 
 
-def _keep(change: Change, undo: contextlib.ExitStack) -> Path:
-    """Put what is there aside, under the first name beside it that is free or holds the same already."""
+def _keep(change: Change) -> tuple[Path, bool]:
+    """Put what is there aside; returns where, and whether it was not there already.
+
+    That is under the first name beside it that is free or holds the same.
+    """
     path, number = change.file.path, 1
-    while True:
-        backup = path.with_name(f"{path.name}~{number if number > 1 else ''}")
-        if not os.path.lexists(backup):
-            break
+    while os.path.lexists(backup := path.with_name(f"{path.name}~{number if number > 1 else ''}")):
         if change.link is None and not backup.is_symlink() and _read(backup) == change.old:
-            return backup
+            return backup, False
         number += 1
-    undo.callback(backup.unlink, missing_ok=True)
     if change.link is None:
         files.write(backup, change.old or b"", _mode(path))
     else:
         backup.symlink_to(change.link)
-    return backup
+    return backup, True
 
 
 def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode) if path.exists() else files.PUBLIC
 
 
-def _put_back(change: Change, mode: int) -> None:
-    """As it was before."""
+def _put_back(change: Change, mode: int, kept: Path | None) -> None:
+    """As it was before: by moving what was kept of it, which needs no room on the disk, if there is such."""
     path = change.file.path
     try:
-        if change.link is not None:
-            path.unlink(missing_ok=True)
-            path.symlink_to(change.link)
-        elif change.old is None:
+        if kept is not None:
+            kept.replace(path)
+        elif change.old is None and change.link is None:
             path.unlink(missing_ok=True)
         elif _read(path) != change.old:
-            files.write(path, change.old, mode)
+            files.write(path, change.old or b"", mode)
     except OSError as e:
-        raise _trouble(e, path, "put back as it was") from e
+        kept_as = "" if kept is None else f"; what was there is kept as {kept}"
+        text = f"{path} cannot be put back as it was: {e.strerror or e}{kept_as}"
+        raise InstallTrouble(text, path, is_half=True) from e
 
 
 def _remove_if_empty(folder: Path) -> None:

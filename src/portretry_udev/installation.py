@@ -75,18 +75,24 @@ def plan(  # noqa: PLR0913 - each is a choice of its own
     """
     here = is_here(layout)
     machine = activation.look(run) if here else Machine(has_systemd=True)
-    wanted = install.wanted(layout, program=program, config=config, unit=layout.vendor or machine.has_systemd)
+    ports = [printer.port for printer in (config.printers if config else ()) if printer.port]
+    wanted = install.wanted(
+        layout,
+        program=program,
+        config=config,
+        unit=layout.vendor or machine.has_systemd,
+        majors=activation.majors(ports) if here else (),
+    )
     changes = install.changes(wanted.files, layout.root)
     steps: list[Step] = []
     if here:
         changed = {change.file.path for change in changes if change.is_needed}
         if any(path.suffix == ".rules" for path in changed):
-            ports = [printer.port for printer in (config.printers if config else ()) if printer.port]
             steps += activation.for_rules(machine, activation.serial_devices(ports))
         off = any(change.kind is Kind.OFF and change.file.path.name == UNIT for change in changes)
         steps += activation.for_unit(
             machine,
-            unit_changed=layout.unit in changed,
+            unit_changed=bool(changed & {layout.unit, layout.needs}),
             config_changed=config_changed,
             start=startable and not off,
         )

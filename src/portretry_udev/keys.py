@@ -128,9 +128,14 @@ class KeySource:
 def usual_place(printer: str, environ: Mapping[str, str]) -> Path:
     """Where a printer's key is kept if nobody says otherwise: root's in /etc, a user's as XDG has it."""
     if os.geteuid() == 0:
-        return Path(f"/etc/portretry-udev/{printer}.key")
+        return roots_place(printer)
     home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '')}/.config"
     return Path(home) / "portretry-udev" / f"{printer}.key"
+
+
+def roots_place(printer: str) -> Path:
+    """Where root's service finds a printer's key if nobody says otherwise."""
+    return Path(f"/etc/portretry-udev/{printer}.key")
 
 
 def _judge_privacy(what: str, path: Path, found: os.stat_result) -> None:

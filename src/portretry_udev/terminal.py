@@ -168,7 +168,7 @@ def replug(devices: Devices, terminal: Terminal) -> Sequence[Port]:
 
 
 # -- a live line -------------------------------------------------------------------------------------------
-class Live:
+class StatusLine:
     """One line that tells how things are now; where there is no terminal, a line for each change."""
 
     def __init__(self) -> None:

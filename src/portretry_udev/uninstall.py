@@ -21,11 +21,11 @@ from portretry_udev.udev_rule import UNIT
 
 ECHO = "99-portretry-echo.rules"
 _OURS = b"# portretry-udev"  # how each of our rules, units and drop-ins begins
-_KEPT = re.compile(r".+~\d*")  # what `install` and `setup` keep of a file that was changed by hand
-_HALF = re.compile(
-    r"\..+\.[0-9a-f]{8}"
-)  # what a power cut leaves of a file that was being written (files.write)
-_SETTINGS = re.compile(r"config\.toml|[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.key")
+_KEY = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.key"
+_SETTINGS = re.compile(rf"config\.toml|{_KEY}")
+_NAMES = "|".join((*map(re.escape, (RULE, PRINTERS, ECHO, UNIT, EXAMPLE, "config.toml")), _KEY))
+_KEPT = re.compile(rf"({_NAMES})~\d*")  # what `install` and `setup` keep of a file that was changed by hand
+_HALF = re.compile(rf"\.({_NAMES})(~\d*)?\.[0-9a-f]{{8}}")  # what a power cut leaves of one (files.write)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,12 @@ class _Found:
             self.stays(path, "not ours")
 
     def state(self, folder: Path) -> None:
-        if folder.is_symlink():
+        private = folder.parent / "private" / folder.name  # systemd's, of a service with a user of its own
+        if folder.is_symlink() and str(folder.readlink()) in (f"private/{folder.name}", str(private)):
+            self._settings(folder, "what the service remembers")
+            if self._purge:
+                self.goes(private, "what the service remembers")
+        elif folder.is_symlink():
             self.stays(folder, "a link, and not ours")
         elif next(_inside(folder), None) is not None:
             self._settings(folder, "what the service remembers")
@@ -165,9 +170,6 @@ class _Found:
     def beside(self, folder: Path) -> None:
         """What was kept of our files in a folder that is not ours, and what a power cut left of them."""
         for path in _inside(folder):
-            name = path.name.rstrip("0123456789").rstrip("~").lstrip(".")
-            if not any(name.startswith(ours) for ours in (RULE, PRINTERS, ECHO, UNIT)):
-                continue
             if _KEPT.fullmatch(path.name):
                 self._settings(path, "kept of a file that was changed")
             elif _HALF.fullmatch(path.name):
@@ -221,8 +223,9 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def _wants(units: Path) -> Iterator[Path]:
     """The links by which the service is enabled."""
-    for pattern in (f"*.wants/{UNIT}", f"*.requires/{UNIT}"):
-        yield from sorted(path for path in units.glob(pattern) if path.is_symlink())
+    for folder in (*units.glob("*.wants"), *units.glob("*.requires")):
+        if (folder / UNIT).is_symlink():
+            yield folder / UNIT
 
 
 def _begins(path: Path) -> bool:

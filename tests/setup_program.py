@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from portretry_udev import activation, cli, cli_setup, finding, installation
+from portretry_udev import activation, cli, finding, installation, setup_run
 from portretry_udev.activation import Machine, Outcome
 from portretry_udev.devices import Devices, Node, Port
 
@@ -96,7 +96,7 @@ def main():
         finding.USUAL = tuple(os.environ[OCTOPRINTS].split())
         finding.addresses = lambda: list(finding.USUAL)
     if PORTS in os.environ:
-        cli_setup.devices_or_fail = FakeDevices
+        setup_run.devices_or_fail = FakeDevices
     if MACHINE in os.environ:
         root = Path(os.environ[MACHINE])
         (root / "run").mkdir(parents=True, exist_ok=True)

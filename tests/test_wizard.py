@@ -16,9 +16,9 @@ from portretry_udev.listing import Row
 from portretry_udev.login import Account, LoginTrouble, Why
 from portretry_udev.octoprint import Answer
 from portretry_udev.port import Holder
-from portretry_udev.questions import Nobody, Unanswered
+from portretry_udev.questions import PREFERRED, Nobody, Unanswered
 from portretry_udev.rest import Kind, Trouble
-from portretry_udev.wizard import PREFERRED, Choice, Ports
+from portretry_udev.wizard import Choice, Ports
 
 URL, OTHER = "http://127.0.0.1:5000", "http://127.0.0.1:5001"
 BY_ID = "/dev/serial/by-id/usb-Prusa_Research__prusa3d.com__Original_Prusa_i3_MK3_CZPX1234X004XK56789-if00"

@@ -47,7 +47,7 @@ A map of the modules, by what each of them knows:
 ``wizard``            the questions of setup: what has to be asked, and what is clear without
 ``questions``         what a question is, and who answers it; ``terminal`` does for a person
 ``interview``         those questions, with this machine behind them
-``setup``             what their answers have to be written, as a plan
+``setup``             what their answers have to be written, as a plan; ``setup_run`` is the whole way
 ``waiting``           waits until the service has its printer connected
 ``doctor``            why nothing happens: all checks, by subject in ``doctor_machine``, ``doctor_service``,
                       ``doctor_octoprint`` and ``doctor_port``; pure

@@ -6,7 +6,7 @@ answers are clear without asking (``wizard``), nor what is written (``setup``).
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from portretry_udev import cli_login, finding, listing, login, terminal, wizard
@@ -17,40 +17,11 @@ from portretry_udev.install import Layout
 from portretry_udev.listing import plain
 from portretry_udev.login import Account, Why
 from portretry_udev.octoprint import Answer, Client
-from portretry_udev.questions import Person
+from portretry_udev.questions import Given, Person
 from portretry_udev.rest import Rest, Trouble
 from portretry_udev.setup import Answers, Existing, key_place
 from portretry_udev.terminal import Terminal
 from portretry_udev.wizard import Choice, Key, Ports
-
-
-@dataclass(frozen=True)
-class Given:
-    """What flags say; None, or nothing: they do not.
-
-    Attributes:
-        octoprint: its URL.
-        name: the printer's.
-        port: its node, or `wizard.PREFERRED`.
-        match: udev properties instead.
-        api_key_file: a file with a key that works.
-        ca_file: certificates to trust.
-        interval: seconds.
-        create_user: the key's account is to be made.
-        user: who is to be asked to click; with ``create_user``: the administrator who logs in.
-        password_stdin: the password comes from there.
-    """
-
-    octoprint: str | None = None
-    name: str | None = None
-    port: str | None = None
-    match: Mapping[str, str] = field(default_factory=dict)
-    api_key_file: Path | None = None
-    ca_file: Path | None = None
-    interval: float | None = None
-    create_user: bool = False
-    user: str | None = None
-    password_stdin: bool = False
 
 
 @dataclass

@@ -1,11 +1,18 @@
-"""Questions, and who answers them: a person, or nobody.
+"""Questions, and who answers them: flags beforehand, a person, or nobody.
 
-Knows what a question is.  Must not know what is asked (``wizard``), nor the terminal (``terminal``).
+Knows what a question is, and what can be said by flags.  Must not know what is asked (``wizard``), nor the
+terminal (``terminal``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
+
+from portretry_udev.install import Layout
+
+PREFERRED = "octoprint"
+"""As --port: the port that OctoPrint prefers, whichever that is."""
 
 
 class Unanswered(Exception):  # noqa: N818 - nobody has erred
@@ -91,3 +98,56 @@ class Nobody:
         if default is None or not question.sure:
             raise question.unanswered()
         return default
+
+
+# -- what flags say -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Given:
+    """What flags say; None, or nothing: they do not.
+
+    Attributes:
+        octoprint: its URL.
+        name: the printer's.
+        port: its node, or `PREFERRED`.
+        match: udev properties instead.
+        api_key_file: a file with a key that works.
+        ca_file: certificates to trust.
+        interval: seconds.
+        create_user: the key's account is to be made.
+        user: who is to be asked to click; with ``create_user``: the administrator who logs in.
+        password_stdin: the password comes from there.
+    """
+
+    octoprint: str | None = None
+    name: str | None = None
+    port: str | None = None
+    match: Mapping[str, str] = field(default_factory=dict)
+    api_key_file: Path | None = None
+    ca_file: Path | None = None
+    interval: float | None = None
+    create_user: bool = False
+    user: str | None = None
+    password_stdin: bool = False
+
+
+@dataclass(frozen=True)
+class Orders:
+    """One run, as it was ordered.
+
+    Attributes:
+        given: the answers.
+        layout: where things go.
+        config: the configuration.
+        program: what the service runs; None: nothing is installed.
+        starts: the service may be started.
+        wait: seconds to wait for the printer; None: as long as is usual.
+        asks: there is somebody to ask.
+    """
+
+    given: Given
+    layout: Layout
+    config: Path
+    program: Path | None
+    starts: bool
+    wait: float | None
+    asks: bool

@@ -20,11 +20,9 @@ from portretry_udev.keys import KeySource, KeyTrouble
 from portretry_udev.listing import Row, plain
 from portretry_udev.login import Account, LoginTrouble
 from portretry_udev.octoprint import Answer, offered
-from portretry_udev.questions import Option, Person, Question
+from portretry_udev.questions import PREFERRED, Option, Person, Question
 from portretry_udev.rest import Trouble
 
-PREFERRED = "octoprint"
-"""As --port: the port that OctoPrint prefers, whichever that is."""
 _ALONE = "printer"  # a name for those whose board says nothing of itself
 
 

@@ -572,3 +572,11 @@ def test_who_is_not_root_is_told_before_anything_is_asked(world):
     assert "only root can install a service" in done.stderr
     assert "portretry-udev setup --name mk3 --match serial=1 --match vendor=2c99" in done.stderr
     assert done.stderr.count("\n") == 2
+
+
+def test_every_flag_is_in_the_docs():
+    """And no other: who writes a playbook reads docs/setup.md."""
+    text = (PROGRAM.parents[1] / "docs/setup.md").read_text()
+    table = text.partition("| flag | answers |")[2].partition("\n\n")[0]
+    told = set(re.findall(r"--[a-z][a-z-]*", table)) | {"--yes"}
+    assert told == {option for parameter in setup.params for option in parameter.opts if option[:2] == "--"}

@@ -186,6 +186,8 @@ class StatusLine:
             return
         left = f" ({seconds:.0f} s)"
         room = width() - len(label) - len(left) - 3
+        if len(text) > room:  # the last clause says what is waited for
+            text = text.rpartition("; ")[2]
         short = text if len(text) <= room else f"{text[: max(0, room - 3)]}..."
         click.echo(f"\r\x1b[K{click.style(label, fg=hue)}  {short}{left}", err=True, nl=False, color=colour())
         self._shown = label

@@ -792,11 +792,12 @@ def test_a_config_yaml_that_is_not_understood_is_one_mistake(place):
 # --- keys -------------------------------------------------------------------------------------------------
 
 
-def test_a_credential_stands_in_for_a_key_file(place):
+@pytest.mark.parametrize("name", ["mk3.key", "keys_mk3.key"])
+def test_a_credential_stands_in_for_a_key_file(place, name):
     """Systemd's credential NAME.key is found by the printer's name; a named file comes first."""
     credentials = place.folder / "credentials"
     credentials.mkdir()
-    (credentials / "mk3.key").write_text("of-systemd", encoding="ascii")
+    (credentials / name).write_text("of-systemd", encoding="ascii")
     environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
     place.write("config.toml", f'[printers.mk3]\noctoprint = "{URL}"\n')
     key = place.load(environ=environ).printers[0].key

@@ -1432,3 +1432,58 @@ def test_a_configured_socket_that_cannot_be_made(bench, path):
         assert watching.end() == os.EX_CONFIG
         assert served.works()
     assert bench.octoprint.requests == []
+
+
+def test_pause_by_command_ends_by_itself_also_over_a_restart(bench, path):
+    """`pause 6s`: the port is free when the command has ended, and watched again when the time is over."""
+    with service(bench, path) as watching:
+        watching.expect("listening")
+        assert_eventually(lambda: bench.printer.stats().holders == 1, SOON, "the port is not listened to")
+        began = time.monotonic()
+        result = CliRunner().invoke(main, ["pause", "6s", "--control", str(path)])
+        assert bench.printer.stats().holders == 0
+        assert (result.exit_code, result.stdout) == (0, "printer: paused for 6 s\n")
+        watching.stop(within=SOON)
+    with service(bench, path) as watching:
+        watching.expect("paused")
+        watching.expect("listening")
+        assert 6 <= time.monotonic() - began < 6 + SOON
+        watching.stop(within=SOON)
+
+
+def test_a_hundred_clients_keep_no_printer_waiting(bench, path):
+    """Silent, flooding, following and half-spoken ones at once: the printer comes back as if nobody asked."""
+    with service(bench, path) as watching, contextlib.ExitStack() as stack:
+        watching.expect("listening")
+        over = threading.Event()
+
+        def flood(client):
+            while not over.is_set():
+                try:
+                    client.sock.sendall(b'{"version": 1, "command": "status"}\n' * 20)
+                except OSError:  # hung up, or nobody reads any more
+                    return
+
+        floods = []
+        for number in range(100):
+            client = stack.enter_context(RawClient(path))
+            match number % 4:
+                case 0:
+                    client.send(b"\xff{" * 3000)
+                case 1:
+                    client.send(json.dumps(STATUS | {"follow": True}).encode() + b"\n")
+                case 2:
+                    client.send(b'{"version": 1, "comm')
+                case 3:
+                    floods.append(threading.Thread(target=flood, args=(client,)))
+                    floods[-1].start()
+        try:
+            bench.printer.power_on()
+            watching.expect("connected", timeout=SOON)
+        finally:
+            over.set()
+            stack.close()
+            for thread in floods:
+                thread.join(SOON)
+        assert_eventually(lambda: state(path) == "connected", 2 * SOON, "it does not answer any more")
+        watching.stop(within=SOON)

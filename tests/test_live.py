@@ -3,7 +3,9 @@
 import contextlib
 import os
 import re
+import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -59,7 +61,9 @@ class Terminal:
         return self
 
     def __exit__(self, *_):
-        self.child.close(force=True)
+        self.child.kill(signal.SIGKILL)
+        assert_eventually(lambda: not self.child.isalive(), SOON, "it survives SIGKILL")
+        self.child.close()
 
     def read(self):
         """Take in what has come so far."""
@@ -92,11 +96,16 @@ class Terminal:
         self.resized = True
         self.child.setwinsize(rows, columns)
 
+    def flags(self):
+        """How the terminal is set: the local flags of termios(3)."""
+        return termios.tcgetattr(self.child.child_fd)[3]
+
     def end(self):
         """Its exit status, once it has ended by itself."""
         assert_eventually(
             lambda: self.read() is not None and not self.child.isalive(), SOON, lambda: self.text
         )
+        self.read()  # what it said last
         return self.child.exitstatus
 
 
@@ -179,7 +188,7 @@ def test_a_quiet_view_asks_rarely(served):
         served.watchers["mk3"].show(news=("held", "again"))
         terminal.expect("3 s ", "no second goes by")
         assert terminal.read().count("\x1b[H") > drawings
-        assert len(asked) == 2  # one to begin with, one to follow
+        assert len(asked) == 2, asked  # one to begin with, one to follow
 
 
 def test_ctrl_c_leaves_a_sane_terminal(served):
@@ -241,14 +250,28 @@ def test_a_service_that_ends(served):
         assert terminal.text.count(LEAVE) == 1
 
 
-def test_sigterm_leaves_a_sane_terminal(served):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_leave_a_sane_terminal(served, number):
     """As Ctrl-C, with the status of that signal."""
     with following(served) as terminal:
         terminal.expect("Ctrl-C ends this")
-        terminal.child.kill(15)
-        assert terminal.end() == 143
+        terminal.child.kill(number)
+        assert terminal.end() == 128 + number
         assert terminal.text.count(LEAVE) == 1
         assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")
+
+
+def test_impatient_people(served):
+    """Ctrl-C again and again leaves nothing half done."""
+    with following(served) as terminal:
+        terminal.expect("Ctrl-C ends this")
+        assert terminal.flags() & termios.NOFLSH  # the kernel keeps what was written when ^C is typed
+        for _ in range(20):
+            terminal.child.kill(signal.SIGINT)
+        assert terminal.end() == 130
+        assert not terminal.flags() & termios.NOFLSH
+        assert re.findall(r"\x1b\[\?\d+[hl]", terminal.text)[-3:] == ["\x1b[?7h", "\x1b[?25h", LEAVE]
+        assert "Traceback" not in terminal.text
 
 
 def test_a_window_that_changes(path):

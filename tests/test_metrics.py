@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -286,6 +287,13 @@ def test_without_the_library_the_service_goes_on(tmp_path, monkeypatch, caplog):
         assert_eventually((tmp_path / "s").exists, SOON, "it does not start")
         assert thread.is_alive()
     assert not path.exists()
+
+
+def test_the_library_is_loaded_by_who_writes_metrics():
+    """No command waits for it on a Raspberry Pi, nor a service without metrics."""
+    code = "import sys, portretry_udev.cli; sys.exit('prometheus_client' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(metrics.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 def test_a_hanging_disk_delays_nobody(tmp_path, monkeypatch, caplog):

@@ -2,15 +2,18 @@
 
 import contextlib
 import math
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from bench import KEY, SOON, logged
-from helpers import Daemon, assert_eventually
+from helpers import Daemon, assert_eventually, assert_stays
 from portretry_udev import control
 from portretry_udev import daemon as daemons
 from portretry_udev.config import Config, Printer
@@ -32,6 +35,7 @@ class Hanging(FakeDevices):
     def __init__(self):
         super().__init__()
         self.hanging = None
+        self.rounds = 0  # of the monitor's loop
         self.caught = threading.Event()  # that loop has asked
         self._going_on = threading.Event()
 
@@ -54,6 +58,7 @@ class Hanging(FakeDevices):
         return Missing("it is not there")
 
     def read(self):
+        self.rounds += 1
         self._answer("monitor")
         return super().read()
 
@@ -161,14 +166,14 @@ def test_a_printer_that_hangs_for_a_while_is_not_the_end(service, systemd, log):
 
 
 def test_without_systemd_nobody_is_woken(service):
-    """Not under systemd there is nothing to tell, and nothing comes round for it."""
-    running = service("mk3", notifier=Notifier())
+    """Not under systemd there is nothing to tell, and no loop comes round for it."""
+    devices = Hanging()
+    running = service("mk3", notifier=Notifier(), devices=devices)
     assert_eventually(lambda: running.watchers[0].snapshot.state == "unreachable", SOON, "it looks")
-    woken = []
-    running._wake = lambda: woken.append("the monitor's loop")
+    rounds = devices.rounds
     running.watchers[0].post(Pause(math.inf))
     assert_eventually(lambda: running.watchers[0].snapshot.paused, SOON, "it obeys")
-    assert woken == []
+    assert_stays(lambda: devices.rounds == rounds, 0.3, "the monitor's loop has come round")
     assert running.watchers[0].pulse._asked == running._server.pulse._asked == 0
 
 
@@ -215,3 +220,19 @@ def test_whom_systemd_ends_for_hanging_says_where(process, systemd):
     assert_eventually(lambda: not process.running(), SOON, process.log)
     assert process.end() == -signal.SIGABRT
     assert not re.search(re.escape(KEY), process.log())
+
+
+def test_a_wrong_configuration_is_an_error_in_the_journal(tmp_path):
+    """Each line has its priority, and not our name: the journal puts that in front of it."""
+    config = tmp_path / "config.toml"
+    config.write_text("printers = 5\n")
+    with (tmp_path / "journal").open("w+") as journal:
+        found = os.fstat(journal.fileno())
+        environment = {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        command = [sys.executable, "-m", "portretry_udev", "watch", "--config", str(config)]
+        ended = subprocess.run(command, stderr=journal, env=environment, check=False, timeout=30)
+        journal.seek(0)
+        lines = journal.read().splitlines()
+    assert ended.returncode == os.EX_CONFIG
+    assert len(lines) >= 2
+    assert all(re.match(r"<3>(?!portretry-udev: )", line) for line in lines), lines

@@ -57,6 +57,7 @@ A map of the modules, by what each of them knows:
 ``doctor_screen``     how the doctor's report looks
 ``cli``               the commands, thin; the modules whose names begin with ``cli_`` are its parts
 ``overview``          what ``status`` shows to people; ``live`` draws it in place on a terminal
+``completion``        what the shell offers after TAB
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

@@ -130,3 +130,10 @@ def demo(*, version: str | None, cache: Path | None, verbose: bool, config: str 
 
     logs.set_up(verbose=verbose)
     sys.exit(demo_.run(version, cache, verbose=verbose))
+
+
+# -- the shell's TAB ---------------------------------------------------------------------------------------
+if "_PORTRETRY_UDEV_COMPLETE" in os.environ:  # the shell wants words, and nothing is to be done
+    from portretry_udev import completion
+
+    completion.teach(main)

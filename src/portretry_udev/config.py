@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from portretry_udev import octoprint_config
 from portretry_udev.keys import VARIABLE as KEY_VARIABLE
-from portretry_udev.keys import KeySource, KeyTrouble, usual_place
+from portretry_udev.keys import KeySource, KeyTrouble, credential, usual_place
 from portretry_udev.octoprint_config import OctoPrintConfigTrouble, OctoPrintSettings
 
 DEFAULT_FILE = Path("/etc/portretry-udev/config.toml")
@@ -671,7 +671,7 @@ class _Loader:
             source, place = said.value, said.where
         elif file is not None:
             source, place = KeySource.from_file(file.value), file.where
-        elif credentials and _exists(Path(credentials) / f"{name}.key"):
+        elif credentials and _exists(credential(Path(credentials), name)):
             source, place = KeySource.from_credential(Path(credentials), name), missing
         elif _exists(usual := usual_place(name, self._environ)):
             source, place = KeySource.from_file(usual), missing

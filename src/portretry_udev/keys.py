@@ -59,8 +59,8 @@ class KeySource:
 
     @classmethod
     def from_credential(cls, directory: Path, printer: str) -> "KeySource":
-        """The systemd credential ``PRINTER.key`` in ``$CREDENTIALS_DIRECTORY``."""
-        return cls(directory / f"{printer}.key", credential=True)
+        """The printer's systemd credential in ``$CREDENTIALS_DIRECTORY``, see `credential`."""
+        return cls(credential(directory, printer), credential=True)
 
     @classmethod
     def from_environment(cls, key: str) -> "KeySource":
@@ -123,6 +123,16 @@ class KeySource:
         if not _KEY.fullmatch(key):
             raise KeyTrouble(f"{self} holds more than one word: only the API key belongs in there")
         return key
+
+
+def credential(directory: Path, printer: str) -> Path:
+    """The file of a printer's systemd credential.
+
+    ``PRINTER.key``; or ``keys_PRINTER.key``, as systemd calls it when it was given the whole folder
+    (``LoadCredential=keys:/etc/portretry-udev``, systemd.exec(5)).
+    """
+    single, of_a_folder = directory / f"{printer}.key", directory / f"keys_{printer}.key"
+    return of_a_folder if os.access(of_a_folder, os.F_OK) and not os.access(single, os.F_OK) else single
 
 
 def usual_place(printer: str, environ: Mapping[str, str]) -> Path:

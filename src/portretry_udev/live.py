@@ -13,15 +13,15 @@ import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 # xterm's alternate screen, no cursor, and lines that are cut at the edge instead of wrapped: one that is
 # drawn while the window shrinks must not push the others away.
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-_TERMINATED = 128 + signal.SIGTERM
-_CAUGHT = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTERM)
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_CAUGHT = (signal.SIGWINCH, signal.SIGTSTP, *_ENDS)
 
 
 def possible() -> bool:
@@ -53,7 +53,8 @@ class Screen:
         finally:
             self._leave()
             for number, old in before.items():
-                signal.signal(number, old)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, old)
 
     def size(self) -> os.terminal_size:
         """Its columns and lines now; whatever COLUMNS says, which no resize changes."""
@@ -86,8 +87,11 @@ class Screen:
         self._enter()
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            _end()
+        if number in _ENDS:
+            signal.signal(number, signal.SIG_IGN)  # a second one must not leave the way out half done
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)  # as shells say it
         self._wants_rest = self._wants_rest or number == signal.SIGTSTP
         self._wake()
 
@@ -98,6 +102,7 @@ class Screen:
             self._typed = termios.tcgetattr(keys)
             quiet = [*self._typed]
             quiet[3] &= ~termios.ECHO  # what is typed would be written into the picture
+            quiet[3] |= termios.NOFLSH  # a second Ctrl-C would throw away what gives the terminal back
             termios.tcsetattr(keys, termios.TCSANOW, quiet)
         self._write(_ENTER)
 
@@ -114,10 +119,6 @@ class Screen:
         data = text.encode(sys.stdout.encoding or "utf-8", "replace")
         while data:
             data = data[os.write(self._out, data) :]
-
-
-def _end() -> NoReturn:
-    raise SystemExit(_TERMINATED)
 
 
 def waited(mail: "queue.SimpleQueue[Any]", seconds: float) -> object:

@@ -59,12 +59,13 @@ _REFUSALS = {
 }
 _ADVICE = {
     Refusal.MISSING: "it is not there",
-    Refusal.DENIED: "permission denied: put this user into the group of the port (dialout), "
-    "and in a container allow it the device",
+    Refusal.DENIED: "permission denied: put this user into the group of the port (dialout)",
     Refusal.BUSY: "another process has it",
     Refusal.STALE: "the node is there, its device is not: printer off, or an old node in a container",
     Refusal.BROKEN: "input/output error: check cable and board",
 }
+# EPERM is not the node's mode, but what the control group may use.
+_NOT_ALLOWED = "not allowed here: give the container the device, or the service's unit a DeviceAllow= for it"
 
 
 class PortError(Exception):
@@ -494,7 +495,8 @@ def _refused(path: str, error: Exception) -> PortError:
     """An errno as an outcome; what is not known by number is not understood, and means hands off."""
     code = _errno(error)
     refusal = _REFUSALS.get(code, Refusal.UNKNOWN)
-    advice = _ADVICE.get(refusal) or (os.strerror(code) if code else str(error))
+    known = _NOT_ALLOWED if code == errno.EPERM else _ADVICE.get(refusal)
+    advice = known or (os.strerror(code) if code else str(error))
     return PortError(refusal, f"{path}: {advice}")
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,27 @@ def test_what_is_left_as_root(analyze, installed):
 def test_what_is_left_without_root(analyze, installed):
     """2.0 or better with the drop-in."""
     assert exposure(analyze, installed(nonroot=nonroot())) <= 2.0
+
+
+def documented():
+    """The drop-ins that docs/service.md tells people to make."""
+    text = (SYSTEMD.parent / "docs" / "service.md").read_text()
+    blocks = re.findall(r"^    \[Service\]\n(?:    .+\n)+", text, re.MULTILINE)
+    assert len(blocks) >= 4
+    return [textwrap.dedent(block) for block in blocks]
+
+
+@pytest.mark.parametrize("drop_in", documented())
+def test_what_the_docs_say_is_understood(analyze, installed, drop_in):
+    """Each drop-in of docs/service.md is taken without a complaint, with the unit and without root."""
+    for others in ({}, {"a": nonroot()}):
+        result = analyze("verify", path=installed(**others, b=drop_in))
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_docs_numbers_are_right(analyze, installed):
+    """What docs/service.md promises of two of them holds."""
+    (local,) = [text for text in documented() if "IPAddressAllow=localhost" in text]
+    (blind,) = [text for text in documented() if "AmbientCapabilities=\n" in text]
+    assert exposure(analyze, installed(b=local)) <= 2.3
+    assert exposure(analyze, installed(a=nonroot(), b=blind)) <= 1.7

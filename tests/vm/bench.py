@@ -34,7 +34,7 @@ with socket.socket(socket.AF_UNIX) as s:
 _STATES = (
     "absent backing-off connected connecting faulted held in-use listening paused unconfigured unreachable"
 )
-_STATE = rf"^\S+ {{name}}: ({_STATES.replace(' ', '|')}): "
+_STATE = rf"^(\S+ )?{{name}}: (?P<state>{_STATES.replace(' ', '|')}): "
 OPERATIONAL = r'"Operational"'
 # Seconds.  Emulated on a busy machine all takes many times longer than on a printer's computer; nothing here
 # is a promise of how fast the service is.
@@ -65,8 +65,10 @@ class Bench:
         octoprint: the OctoPrint's process; its lines are its states.
         service: the service's process; its lines are its log (with -v).
         board: the one plugged in last.
+        control: the service's control socket.
     """
 
+    control = CONTROL
     _plugs = itertools.count(1)
 
     def __init__(self, machine, kind, *options, patient=False, name="printer"):
@@ -126,7 +128,7 @@ class Bench:
 
     def _tell(self, word):
         line = json.dumps({"version": control.VERSION, "command": word, "printer": self.name})
-        asked = self.machine.spawn("python3", "-c", _TELL, CONTROL, line)
+        asked = self.machine.spawn("python3", "-c", _TELL, self.control, line)
         assert asked.wait(PATIENCE) == 0, asked.text
         answer = json.loads(asked.text)
         assert "error" not in answer, asked.text
@@ -183,7 +185,7 @@ class Bench:
         """What the service has said last of itself: `absent`, `listening`, ..."""
         pattern = _STATE.format(name=self.name)
         said = self.service.said(pattern)
-        return re.search(pattern, said[-1])[1] if said else None
+        return re.search(pattern, said[-1])["state"] if said else None
 
     def wait_state(self, state):
         """Wait until the service has said so last."""

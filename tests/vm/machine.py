@@ -179,9 +179,7 @@ class Machine:
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", disk]
         subprocess.run(create, check=True)
         self._launch(disk)
-        if not self._hello.wait(BOOT):
-            console = (self.dir / "console.log").read_text(errors="replace")
-            raise MachineError(f"no agent within {BOOT:g} s; the console:\n{console[-3000:]}")
+        self._wait_hello()
         self.run("systemctl is-system-running --wait; udevadm settle; modprobe -a cdc_acm ch341", BOOT)
         # Read from the disk once, not by each machine anew.
         self.run("python3 -c 'import click, pyudev, requests, serial, http.server'; sync", BOOT)
@@ -197,6 +195,11 @@ class Machine:
         shutil.move(disk, saved.with_suffix(".qcow2"))
         shutil.move(self.dir / "state", saved.with_suffix(".state"))
         shutil.rmtree(self.dir)
+
+    def _wait_hello(self):
+        if not self._hello.wait(BOOT):
+            console = (self.dir / "console.log").read_text(errors="replace")
+            raise MachineError(f"no agent within {BOOT:g} s; the console:\n{console[-3000:]}")
 
     def _saved(self):
         """A saved machine runs only in the same QEMU, made in the same way."""
@@ -347,6 +350,26 @@ class Machine:
                 tar.add(file, f"{path}/{file.relative_to(folder)}")
         self.put("/tmp/tree.tar", packed.getvalue())
         self.check("tar -C / -xf /tmp/tree.tar && rm /tmp/tree.tar")
+
+    def reboot(self):
+        """Restart the guest as a person does, and wait until its agent is back; what was plugged in stays."""
+        self.qmp("set-action", reboot="reset")  # else QEMU ends: no loop of a kernel that panics
+        self._hello.clear()
+        self.spawn("systemctl", "reboot")
+        self._wait_hello()
+        self.qmp("set-action", reboot="shutdown")
+
+    @contextlib.contextmanager
+    def asleep(self):
+        """Suspended to RAM (S3), as `systemctl suspend` has the kernel do it; awake at the end."""
+        sleeper = self.spawn("sh", "-c", "echo mem > /sys/power/state")
+        deadline = time.monotonic() + BOOT
+        while self.qmp("query-status")["status"] != "suspended":
+            self._not_after(deadline)
+        yield
+        self.qmp("system_wakeup")
+        if sleeper.wait(BOOT):
+            raise MachineError(f"it does not sleep: {sleeper.text}")
 
     # -- QEMU's monitor --------------------------------------------------------------------------------
     def _qmp_answer(self):

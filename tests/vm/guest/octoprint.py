@@ -3,11 +3,17 @@
 Knows nothing but that.  A line of JSON for each change: `state` (the words of /api/job), `error`, `port`
 (which it has, by now), and `connects` (how many commands it has taken).  Lines on stdin: `connect`,
 `disconnect`, `baudrate N`, `wait_for_start on` (or `off`).
+
+    octoprint.py short|real KEY PATTERN...
+
+KEY may be a file's path.  It answers on any free port, or on $TCP_PORT.
 """
 
 import json
+import os
 import sys
 import threading
+from pathlib import Path
 
 from portretry_udev.fake_comm import Timeouts
 from portretry_udev.fake_octoprint import FakeOctoPrint
@@ -31,7 +37,11 @@ def tell(octoprint):
 def main():
     patience, key, *ports = sys.argv[1:]
     timeouts = {"short": SHORT, "real": Timeouts()}[patience]
-    with FakeOctoPrint(api_key=key, ports=ports, timeouts=timeouts) as octoprint:
+    if key.startswith("/"):
+        key = Path(key).read_text().strip()
+    octoprint = FakeOctoPrint(api_key=key, ports=ports, timeouts=timeouts)
+    octoprint._tcp_port = int(os.environ.get("TCP_PORT", "0"))
+    with octoprint:
         print(json.dumps({"url": octoprint.url}), flush=True)
         threading.Thread(target=tell, args=(octoprint,), daemon=True).start()
         for line in sys.stdin:

@@ -21,7 +21,7 @@ from portretry_udev.config import survey
 from portretry_udev.devices import Devices, Uevent
 from portretry_udev.doctor import examine
 from portretry_udev.doctor_facts import Kernel, Reader
-from portretry_udev.doctor_patients import patients
+from portretry_udev.doctor_patients import majors, patients
 from portretry_udev.udev_rule import rules_for
 
 STRANGER = 64123  # a user that is on no machine
@@ -39,6 +39,9 @@ HEALTHY = {
     "WatchdogUSec": "2min",
     "NeedDaemonReload": "no",
     "ProtectHome": "no",
+    "ProtectSystem": "no",
+    "PrivateTmp": "no",
+    "ReadWritePaths": "",
     "User": "",
     "DevicePolicy": "auto",
     "DeviceAllow": "",
@@ -266,10 +269,11 @@ class Clinic:
         folder.mkdir(parents=True, exist_ok=True) if self.systemd else _remove(folder)
         found = survey({}, {}, default_file=self.config)
         reader = Reader(self.devices, str(self.root), self.run, Kernel(**self.kernel))
-        seen = patients(found.printers, self.devices, reader.process)
-        return examine(
-            reader.machine(found, self.socket), [dataclasses.replace(each, **self.patient) for each in seen]
-        )
+        seen = [
+            dataclasses.replace(each, **self.patient)
+            for each in patients(found.printers, self.devices, reader.process)
+        ]
+        return examine(reader.machine(found, self.socket, majors(seen)), seen)
 
     def ids(self, **options):
         """What it finds, but for what is well."""

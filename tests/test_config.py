@@ -551,6 +551,7 @@ def test_every_flag_and_its_variable_do_the_same(place):
         "ca_file": str(place.write("ca.pem", "")),
         "state_dir": "/s",
         "control": "/c",
+        "metrics_textfile": "/m.prom",
     }
     file = place.printers('match = { serial = "1" }')
     by_flags = place.load(config=str(file), **given)
@@ -580,7 +581,8 @@ def test_every_flag_and_its_variable_do_the_same(place):
         octoprint_settings=mk3.octoprint_settings,
         ca_file=place.folder / "ca.pem",
     )
-    assert (by_flags.state_dir, by_flags.control) == (Path("/s"), Path("/c"))
+    found = (by_flags.state_dir, by_flags.control, by_flags.metrics_textfile)
+    assert found == (Path("/s"), Path("/c"), Path("/m.prom"))
     assert set(given) | {"config"} == set(config._FLAGS)
 
 

@@ -164,14 +164,18 @@ def hide_home(ill):
     ill.settings["api_key_file"] = "/home/pi/mk3.key"
 
 
+def strict(ill):
+    ill.unit |= {"ProtectSystem": "strict", "ReadWritePaths": ""}
+
+
+def rare(ill):
+    ill.unit |= {"DevicePolicy": "closed", "DeviceAllow": "char-188 rw; char-166 rw"}
+    ill.devices.node["number"] = os.makedev(216, 0)
+
+
 CURES = [
     # -- the machine
     ("configuration-wrong", *entry("top", "interval", -1, 5.0)),
-    (
-        "home-hidden",
-        both(entry("settings", "ca_file", None, None)[0], hide_home),
-        entry("unit", "ProtectHome", "", "read-only")[1],
-    ),
     ("events-kernel", *file("proc/net/unix", "none\n", "0: 2 0 1 5 1 23456 /run/udev/control\n")),
     ("events-none", *file("proc/self/uid_map", "0 100000 65536\n", "0 0 4294967295\n")),
     (
@@ -226,6 +230,10 @@ CURES = [
         both(entry("unit", "ActiveState", "inactive", "")[0], lambda ill: ill.stop()),
         both(entry("unit", "ActiveState", "", "active")[1], lambda ill: ill.serve()),
     ),
+    ("unit-lacks", hide_home, entry("unit", "ProtectHome", "", "read-only")[1]),
+    ("unit-lacks", *entry("unit", "PrivateTmp", "yes", "no")),
+    ("unit-lacks", strict, lambda ill: ill.unit.update(ReadWritePaths=f"-{ill.state} -{ill.socket.parent}")),
+    ("unit-lacks", rare, lambda ill: ill.unit.update(DeviceAllow="char-188 rw; char-216 rw")),
     ("unit-changed", *entry("unit", "NeedDaemonReload", "yes", "no")),
     ("unit-unwatched", *entry("unit", "WatchdogUSec", "0", "2min")),
     ("unit-unwatched", *entry("unit", "Type", "simple", "notify")),
@@ -300,15 +308,6 @@ CURES = [
             lambda ill: ill.serve(user=STRANGER, capabilities="0"),
         ),
         lambda ill: ill.bench.link.resolve().chmod(0o666),
-    ),
-    (
-        "port-forbidden",
-        both(
-            entry("unit", "DevicePolicy", "closed", "")[0],
-            entry("unit", "DeviceAllow", "char-166 rw", "")[0],
-            lambda ill: name(ill, str(ill.bench.link)),
-        ),
-        lambda ill: ill.unit.update(DeviceAllow=f"char-166 rw; char-{os.major(found(ill).number)} rw"),
     ),
     (
         "port-denied-octoprint",

@@ -19,7 +19,12 @@ A map of the modules, by what each of them knows:
 ``asker``             asks OctoPrint, in a thread of its own
 ``watcher``           one printer: waits on its sources, feeds the rules, carries effects out
 ``daemon``            all printers: one monitor, one watcher each, signals
+``notify``            what systemd is told of the service: ready, reloading, alive
+``watchdog``          whether every loop that must be alive still comes round
+``unit``              what a configuration needs of the systemd unit beyond what that has
 ``control``           the local socket behind status, retry, pause and resume
+``tally``             what the rules did, counted; pure
+``metrics``           those counts for Prometheus, in a file
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
 ``files``             a file is there whole or not at all
@@ -38,8 +43,8 @@ A map of the modules, by what each of them knows:
 ``facts``             what the doctor has found out, as data
 ``doctor_facts``      finds that out: /proc, /sys, systemctl; ``doctor_patients``: keys, OctoPrints, ports
 ``doctor_screen``     how the doctor's report looks
-``cli``               the commands, thin; ``cli_login``, ``cli_ports``, ``cli_doctor``, ``cli_common`` are
-                      parts of it
+``cli``               the commands, thin; ``cli_common``, and a ``cli_...`` for each group, are its parts
+``overview``          what ``status`` shows to people; ``live`` draws it in place on a terminal
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware
 ``fake_octoprint``    a minimal OctoPrint; ``fake_comm`` and ``fake_http`` are its two ends

@@ -101,11 +101,13 @@ class Config:
         printers: the selected ones, in the order of the file.
         state_dir: the folder for what must survive a restart.
         control: the path of the control socket; None: the default.
+        metrics_textfile: where metrics are written for node_exporter; None: nowhere.
     """
 
     printers: tuple[Printer, ...]
     state_dir: Path
     control: Path | None = None
+    metrics_textfile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Survey:
         printers: those without a mistake of their own; ``key`` is `NOWHERE` where nobody has named its place.
         state_dir: as in `Config`; None: it could not be made out.
         control: likewise.
+        whole: all of it, if there is no mistake.
     """
 
     file: Path | None
@@ -142,6 +145,7 @@ class Survey:
     printers: tuple[Printer, ...]
     state_dir: Path | None = None
     control: Path | None = None
+    whole: Config | None = None
 
 
 class Wrong(Exception):  # noqa: N818 - `except Wrong` reads well
@@ -257,6 +261,13 @@ def _socket(value: object) -> Path:
     return path
 
 
+def _textfile(value: object) -> Path:
+    path = _path(value)
+    if path.suffix != ".prom" or path.name.startswith("."):
+        raise _BadError(f'must end in ".prom", or node_exporter does not read it, is {_shown(str(path))}')
+    return path
+
+
 def _node(value: object) -> str:
     text = _text(value)
     if text.upper() == "AUTO":
@@ -306,7 +317,12 @@ _MATCH: dict[str, Callable[[object], str]] = {
 }
 _FIRMWARE: dict[str, Callable[[object], str]] = {"machine": _text, "uuid": _text}
 _TABLES = ("match", "firmware")
-_TOP: dict[str, Callable[[object], Any]] = {"interval": _interval, "state_dir": _path, "control": _socket}
+_TOP: dict[str, Callable[[object], Any]] = {
+    "interval": _interval,
+    "state_dir": _path,
+    "control": _socket,
+    "metrics_textfile": _textfile,
+}
 _PRINTER: dict[str, Callable[[object], Any]] = {
     "octoprint": _url,
     "api_key_file": _key_path,
@@ -339,10 +355,11 @@ _FLAGS = (
     "ca_file",
     "state_dir",
     "control",
+    "metrics_textfile",
 )
 """The settings that flags and the environment can give; ``match`` and the rest need a file."""
 
-_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control")
+_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control", "metrics_textfile")
 _SPOKEN_FLAGS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -761,7 +778,7 @@ def survey(
         found = _load(loader, flags, environ, only, default_file)
     except Wrong as wrong:
         return Survey(loader.read, tuple(wrong.mistakes), loader.sound)
-    return Survey(loader.read, (), found.printers, found.state_dir, found.control)
+    return Survey(loader.read, (), found.printers, found.state_dir, found.control, found)
 
 
 def _load(
@@ -792,13 +809,15 @@ def _load(
     loader.sound = tuple(printer for printer in printers if printer is not None)
     if loader.mistakes:
         raise Wrong(loader.mistakes)
-    state_dir, control = (
-        _merged([top, environment, arguments]).get(name) for name in ("state_dir", "control")
+    state_dir, control, metrics_textfile = (
+        _merged([top, environment, arguments]).get(name)
+        for name in ("state_dir", "control", "metrics_textfile")
     )
     return Config(
         printers=loader.sound,
         state_dir=_default_state_dir(environ) if state_dir is None else state_dir.value,
         control=None if control is None else control.value,
+        metrics_textfile=None if metrics_textfile is None else metrics_textfile.value,
     )
 
 

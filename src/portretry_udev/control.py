@@ -7,7 +7,7 @@ A client sends JSON objects, one a line of at most `LINE_LIMIT` bytes, and gets 
 
     {"version": 1, "command": "status", "printer": "mk3", "follow": false}
     {"version": 1, "command": "pause", "seconds": 600}
-    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "pending": []}
+    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "push": {"mk3": true}, "pending": []}
     -> {"version": 1, "error": "no printer is named mk4; there are: mk3", "kind": "printer"}
 
 ``program`` in an answer is the version of the package that the service was started from.
@@ -28,7 +28,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,8 @@ from typing import Any, Protocol
 from portretry_udev import __version__
 from portretry_udev import port as ports
 from portretry_udev.events import Pause, Resume, Retry
+from portretry_udev.tally import Tally
+from portretry_udev.watchdog import Pulse
 
 VERSION = 1
 SYSTEM_PATH = Path("/run/portretry-udev/control.sock")
@@ -85,6 +87,8 @@ class Snapshot:
         paused: a person's word that is obeyed now.
         holding: our end of the port is open.
         news: unequal when there is something worth telling; it counts no seconds.
+        push: OctoPrint tells of its changes by itself; None: it is not asked to.
+        tally: what was counted since the service began.
     """
 
     state: str
@@ -98,6 +102,8 @@ class Snapshot:
     paused: bool
     holding: bool
     news: tuple[str, str] | None
+    push: bool | None = None
+    tally: Tally = field(default_factory=Tally)
 
 
 class Watched(Protocol):
@@ -161,8 +167,7 @@ class _Socket:
         _clear(self.path)
         self.listener.bind(str(self.path))
         self._inode = _inode(self.path)
-        if os.geteuid() == 0:
-            _admit(self.path, GROUP)
+        _admit(self.path, GROUP)
         self.listener.listen(_BACKLOG)
 
     def close(self) -> None:
@@ -229,9 +234,17 @@ def _is_served(path: Path) -> bool:
 
 
 def _admit(path: Path, group: str) -> None:
-    """Let the group use the socket, where there is such a group."""
+    """Let the group use the socket: root's, where there is such a group, and whose own group it is.
+
+    By the group, not by who we are: a service may run as another user than root, as group dialout; and root
+    without CAP_CHOWN can give nothing away, but need not if the file is the group's already.
+    """
     try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        wanted = grp.getgrnam(group).gr_gid
+        if path.lstat().st_gid != wanted:
+            if os.geteuid() != 0:
+                return  # a person's own service
+            os.chown(path, -1, wanted)
         path.chmod(0o660)
     except KeyError:
         return
@@ -331,6 +344,7 @@ class Server:
         path: of the socket.
         watchers: of the printers; others may come in their place (`replace`).
         events: tells which device events arrive: ``udev``, ``kernel`` or ``none``.
+        events_why: tells why no others do, for people; empty: there is nothing to tell.
         holders: who has a node open; for tests.
         clock: seconds that never go backwards, the watchers' own.
 
@@ -338,18 +352,20 @@ class Server:
         ControlError: the socket cannot be made.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, each of which a test may replace
         self,
         path: Path,
         watchers: Iterable[Watched],
         events: Callable[[], str],
         *,
+        events_why: Callable[[], str] = str,
         holders: Callable[[str], ports.Holders] = ports.holders,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watchers: dict[str, Watched] = {}
         self.replace(watchers)
         self._events = events
+        self._events_why = events_why
         self._holders = holders
         self._clock = clock
         self._held: dict[str, tuple[float, str, str | None]] = {}  # name -> looked at, node, holder
@@ -358,6 +374,7 @@ class Server:
         self._stopping = False
         self._socket = _Socket(path)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.pulse = Pulse("control socket", self._wake)
 
     def replace(self, watchers: Iterable[Watched]) -> None:
         """From now on these are the printers; from any thread.  Who follows is told within 0.2 s."""
@@ -369,13 +386,18 @@ class Server:
             while not self._stopping:
                 self._once()
         finally:
+            self.pulse.end()
             for peer in list(self._peers.values()):
                 self._drop(peer)
 
     def stop(self) -> None:
         """End `run` soon; from any thread."""
         self._stopping = True
-        os.write(self._wake_write, b"!")
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is full of wake-ups already
+            os.write(self._wake_write, b"!")
 
     def close(self) -> None:
         """Take the socket away; after `run` has ended."""
@@ -392,6 +414,9 @@ class Server:
         for fd, peer in self._peers.items():
             poll.register(fd, peer.wants())
         happened = poll.poll(self._timeout())
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        self.pulse.beat()
         self._watchers = self._newest  # here alone, so that one round speaks of the same printers throughout
         for fd, mask in happened:
             if fd == listener.fileno():
@@ -560,8 +585,14 @@ class Server:
     # -- what they get
     def _report(self, request: _Request) -> dict[str, object]:
         events = self._events()
-        printers = {watcher.name: self._status(watcher, events) for watcher in self._meant(request)}
-        return {"program": __version__, "printers": printers}
+        watchers = self._meant(request)
+        # Beside the printers stands what people like to know and `status --json` does not promise.
+        return {
+            "program": __version__,
+            "printers": {watcher.name: self._status(watcher, events) for watcher in watchers},
+            "push": {watcher.name: watcher.snapshot.push for watcher in watchers},
+            "events_why": self._events_why(),
+        }
 
     def _status(self, watcher: Watched, events: str) -> dict[str, object]:
         """One printer, as DESIGN section 6 has it."""

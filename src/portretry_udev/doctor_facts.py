@@ -54,6 +54,9 @@ _PROPERTIES = (
     "WatchdogUSec",
     "NeedDaemonReload",
     "ProtectHome",
+    "ProtectSystem",
+    "PrivateTmp",
+    "ReadWritePaths",
     "User",
     "Group",
     "SupplementaryGroups",
@@ -130,18 +133,20 @@ class Reader:
         self._run = run
         self._kernel = kernel or Kernel()
 
-    def machine(self, survey: Survey, socket: Path | None) -> Machine:
+    def machine(self, survey: Survey, socket: Path | None, majors: frozenset[int] = frozenset()) -> Machine:
         """All of it.
 
         Args:
             survey: of the configuration.
             socket: of the service; None: where one is by default.
+            majors: the device numbers of the printers' ports.
         """
         hearing = Surroundings(str(self._root)).hearing()
         heard, unsent = (None, "") if hearing.events == "none" else self._send()
         return Machine(
             root=self._kernel.user == 0,
             survey=survey,
+            majors=majors,
             hearing=hearing,
             heard=heard,
             unsent=unsent,

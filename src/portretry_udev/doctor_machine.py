@@ -28,12 +28,6 @@ WRONG = kind(
     "There is a mistake in the configuration; the service does not start with one, or keeps the old one.",
     "Correct the line that is named; config.example.toml shows every setting.",
 )
-HOME = kind(
-    "home-hidden",
-    Level.PROBLEM,
-    "The unit has ProtectHome=yes, and the configuration names a file in somebody's home.",
-    "Put the file elsewhere, or set ProtectHome=read-only in a drop-in.",
-)
 EVENTS_KERNEL = kind(
     "events-kernel",
     Level.NOTE,
@@ -155,16 +149,6 @@ def configuration(machine: Machine) -> Iterator[Finding]:
         count = len(survey.printers)
         where = survey.file or "flags and PORTRETRY_* variables"
         yield fine("configuration", f"{where}, {count} {'printer' if count == 1 else 'printers'}")
-    unit = machine.service.unit or {}
-    if unit.get("ProtectHome") in ("yes", "true", "tmpfs"):
-        for printer in survey.printers:
-            for path in (printer.key.path, printer.octoprint_config, printer.ca_file):
-                if path is not None and path.parts[1:2] in (("home",), ("root",)):
-                    yield HOME.found(
-                        f"{printer.name}: the service cannot see {path}: its unit has ProtectHome=yes",
-                        "",
-                        "sudo systemctl edit portretry-udev   # [Service] ProtectHome=read-only",
-                    )
 
 
 def events(machine: Machine) -> Iterator[Finding]:

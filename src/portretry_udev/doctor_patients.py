@@ -6,7 +6,7 @@ checks.
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -56,6 +56,11 @@ def patients(
     return [
         replace(_examined(each, devices, rows), octoprints=frozenset(pids), around=around) for each in asked
     ]
+
+
+def majors(seen: Iterable[Patient]) -> frozenset[int]:
+    """The device numbers of their ports."""
+    return frozenset(os.major(patient.node.number) for patient in seen if patient.node is not None)
 
 
 def _asked(printer: Printer) -> Patient:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from portretry_udev import __version__
+from portretry_udev import unit as units
 from portretry_udev.facts import Machine, Service
 from portretry_udev.findings import Finding, Level, fine, kind
 from portretry_udev.udev_rule import UNIT
@@ -70,6 +71,13 @@ UNIT_UNWATCHED = kind(
     Level.NOTE,
     "The unit has no watchdog: a service that hangs is not restarted.",
     "Install the unit anew, or set Type=notify and WatchdogSec=2min in it.",
+)
+UNIT_LACKS = kind(
+    "unit-lacks",
+    Level.PROBLEM,
+    "The configuration needs something that the unit keeps from the service: a file in a home or in /tmp, a "
+    "folder to write to, or a port with a rare driver.",
+    "Have the drop-in written that gives it.",
 )
 ABSENT = kind(
     "service-absent",
@@ -165,7 +173,7 @@ def unit(machine: Machine) -> Iterator[Finding]:
     if service.unread:
         yield UNREAD.found(f"systemd does not tell about {UNIT}: {service.unread}")
         return
-    found = list(_unit(service, service.unit))
+    found = [*_unit(service, service.unit), *_lacks(machine, service.unit)]
     yield from found or [fine("unit", f"{service.unit.get('FragmentPath') or UNIT}, runs")]
 
 
@@ -199,6 +207,32 @@ def _unit(service: Service, of: Mapping[str, str]) -> Iterator[Finding]:
         yield UNIT_CHANGED.found("the unit's file has changed", "", "sudo systemctl daemon-reload", restart)
     if of.get("WatchdogUSec") in ("0", "infinity") or of.get("Type") not in ("notify", "notify-reload"):
         yield UNIT_UNWATCHED.found("the unit has no watchdog", "", _INSTALL)
+
+
+def _lacks(machine: Machine, of: Mapping[str, str]) -> Iterator[Finding]:
+    """What the configuration needs of the unit, and what is not in it as it is now."""
+    whole = machine.survey.whole
+    if of.get("LoadState") != "loaded" or whole is None:
+        return
+    for need in units.needs(whole, machine.majors):
+        setting, _, value = need.line.partition("=")
+        if not _has(of, setting, value):
+            yield UNIT_LACKS.found(f"the unit lacks {need.line}: {need.why}", "", _INSTALL)
+
+
+def _has(of: Mapping[str, str], setting: str, value: str) -> bool:
+    """Whether a unit has a setting by now, in systemd's words for it."""
+    now = of.get(setting, "")
+    match setting:
+        case "ProtectHome":
+            return now not in ("yes", "tmpfs")  # what is not told is not taken away
+        case "PrivateTmp":
+            return now in ("", "no")
+        case "DeviceAllow":
+            closed = of.get("DevicePolicy") in ("closed", "strict") or bool(now)
+            return not closed or value.partition(" ")[0] in now
+    strict = of.get("ProtectSystem") in ("strict", "full")  # ReadWritePaths=
+    return not strict or value.strip('"').lstrip("-") in now
 
 
 def process(machine: Machine) -> Iterator[Finding]:

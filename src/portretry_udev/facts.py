@@ -132,6 +132,7 @@ class Machine:
     Attributes:
         root: we are root, and see all.
         survey: the configuration.
+        majors: the device numbers of the printers' ports that are there.
         hearing: which events can arrive, as was foretold.
         heard: an event that we sent was heard; None: none was sent.
         unsent: why not.
@@ -148,6 +149,7 @@ class Machine:
 
     root: bool
     survey: Survey
+    majors: frozenset[int]
     hearing: Hearing
     heard: bool | None
     unsent: str

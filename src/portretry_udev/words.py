@@ -12,11 +12,27 @@ _STUCK_AFTER = 60.0  # seconds of "Connecting"; OctoPrint itself gives up after 
 _ODD_AFTER = 2.0  # seconds: words that contradict each other are mostly a change under way
 
 
+STATES = (
+    "connected",
+    "connecting",
+    "absent",
+    "listening",
+    "held",
+    "faulted",
+    "paused",
+    "in-use",
+    "backing-off",
+    "unreachable",
+    "unconfigured",
+)
+"""All that an account may be, as DESIGN section 6 has them."""
+
+
 class Account(NamedTuple):
     """What ``status`` and the log say.
 
     Attributes:
-        state: one of the states of DESIGN section 6.
+        state: one of `STATES`.
         why: one sentence a person can act on.
         warn: somebody should look.
         key: unequal when there is something new to say; ``why`` itself where that counts no seconds.

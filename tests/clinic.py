@@ -22,7 +22,7 @@ from portretry_udev.devices import Devices, Uevent
 from portretry_udev.doctor import examine
 from portretry_udev.doctor_facts import Kernel, Reader
 from portretry_udev.doctor_patients import majors, patients
-from portretry_udev.udev_rule import rules_for
+from portretry_udev.install import printers_rules
 
 STRANGER = 64123  # a user that is on no machine
 ALL_CAPABILITIES = "000001ffffffffff"
@@ -207,7 +207,7 @@ class Clinic:
         """Write the rule for the configured printers, as `install` does, or another text."""
         self.write_config()
         found = survey({"config": str(self.config)}, {})
-        self.write("etc/udev/rules.d/99-portretry-printers.rules", text or rules_for(found.printers))
+        self.write("etc/udev/rules.d/99-portretry-printers.rules", text or printers_rules(found.printers)[0])
 
     # -- the service -------------------------------------------------------------------------------------
     def serve(self, **process):

@@ -30,9 +30,6 @@ def ill(tmp_path):
 
 def test_a_machine_that_is_well_has_no_finding_but_what_is_well(ill):
     """The exit status says it: a person with nothing wrong is not sent anywhere."""
-    ill.settings["port"] = None
-    ill.bench.octoprint.port_preference = str(ill.bench.link)
-
     report = ill.examine()
 
     assert [finding.id for finding in report.all if finding.level is not Level.OK] == []
@@ -216,7 +213,11 @@ CURES = [
         both(as_if_plugged, lambda ill: ill.printers_rule("# of last year\n")),
         lambda ill: ill.printers_rule(),
     ),
-    ("printers-rule-impossible", lambda _: None, as_if_plugged),
+    (
+        "printers-rule-impossible",
+        lambda ill: ill.settings.update(port="/dev/serial/by-id/usb-any*-if00"),
+        as_if_plugged,
+    ),
     # -- the service
     ("systemd-none", *attribute("systemd", False, True)),
     ("unit-unread", *attribute("systemctl", "Failed to connect to bus", None)),

@@ -35,6 +35,11 @@ A map of the modules, by what each of them knows:
 ``listing``           what ``ports`` shows, and which name of a port to configure
 ``matching``          which device a configuration means: never a wrong one, never two
 ``udev_rule``         the udev rules of one installation, for its configured printers
+``install``           our files in the system: which, where, and what would change
+``program``           which program the service runs, and whether root should
+``activation``        what udev and systemd are told about those files
+``uninstall``         what of ours is there, and how it goes
+``installation``      both from the plan to what runs, in the right order
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
 ``doctor``            why nothing happens: all checks, by subject in ``doctor_machine``, ``doctor_service``,
@@ -43,7 +48,7 @@ A map of the modules, by what each of them knows:
 ``facts``             what the doctor has found out, as data
 ``doctor_facts``      finds that out: /proc, /sys, systemctl; ``doctor_patients``: keys, OctoPrints, ports
 ``doctor_screen``     how the doctor's report looks
-``cli``               the commands, thin; ``cli_common``, and a ``cli_...`` for each group, are its parts
+``cli``               the commands, thin; the modules whose names begin with ``cli_`` are its parts
 ``overview``          what ``status`` shows to people; ``live`` draws it in place on a terminal
 ``demo``              the whole story on this machine without hardware
 ``simulator``         a printer on a pty; ``fake_marlin`` is its firmware

@@ -12,7 +12,16 @@ from typing import Any
 
 import click
 
-from portretry_udev import __version__, cli_doctor, cli_login, cli_ports, cli_status, control, logs
+from portretry_udev import (
+    __version__,
+    cli_doctor,
+    cli_install,
+    cli_login,
+    cli_ports,
+    cli_status,
+    control,
+    logs,
+)
 from portretry_udev.cli_common import (
     EX_SOFTWARE,
     common,
@@ -93,6 +102,8 @@ def watch(
 
 
 # -- what stands in modules of its own ---------------------------------------------------------------------
+main.add_command(cli_install.install_)
+main.add_command(cli_install.uninstall_)
 main.add_command(cli_login.login)
 main.add_command(cli_ports.ports)
 main.add_command(cli_ports.probe)

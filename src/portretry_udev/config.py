@@ -137,7 +137,7 @@ class Survey:
         printers: those without a mistake of their own; ``key`` is `NOWHERE` where nobody has named its place.
         state_dir: as in `Config`; None: it could not be made out.
         control: likewise.
-        whole: all of it, if there is no mistake.
+        metrics_textfile: likewise.
     """
 
     file: Path | None
@@ -145,7 +145,7 @@ class Survey:
     printers: tuple[Printer, ...]
     state_dir: Path | None = None
     control: Path | None = None
-    whole: Config | None = None
+    metrics_textfile: Path | None = None
 
 
 class Wrong(Exception):  # noqa: N818 - `except Wrong` reads well
@@ -778,7 +778,7 @@ def survey(
         found = _load(loader, flags, environ, only, default_file)
     except Wrong as wrong:
         return Survey(loader.read, tuple(wrong.mistakes), loader.sound)
-    return Survey(loader.read, (), found.printers, found.state_dir, found.control, found)
+    return Survey(loader.read, (), found.printers, found.state_dir, found.control, found.metrics_textfile)
 
 
 def _load(

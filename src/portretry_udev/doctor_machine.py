@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from portretry_udev.facts import Access, Machine, RuleFile, Service
 from portretry_udev.findings import Finding, Level, fine, kind
-from portretry_udev.udev_rule import Unwritable, rules_for
+from portretry_udev.install import printers_rules
 
 NEWEST_PAST = 1735689600  # seconds since 1970: 2025 began; a clock before that is not set
 ENOUGH = 1 << 20  # bytes of room for files of a few hundred each
@@ -186,6 +186,8 @@ def notifications(machine: Machine) -> Iterator[Finding]:
 
 def rules(machine: Machine) -> Iterator[Finding]:
     """Are the udev rules there, and those for this configuration?"""
+    if machine.hearing.events != "udev":
+        return  # without a udevd here, nobody would read them here
     found = [*_rule(machine.rule), *_printers_rule(machine)]
     yield from found or [fine("udev rules", "both are installed")]
 
@@ -199,13 +201,13 @@ def _rule(rule: RuleFile) -> Iterator[Finding]:
 
 def _printers_rule(machine: Machine) -> Iterator[Finding]:
     rule, survey = machine.printers_rule, machine.survey
-    if survey.mistakes or not any(printer.port or printer.match for printer in survey.printers):
-        return  # there is nothing to write
-    try:
-        text = rules_for(survey.printers)
-    except Unwritable as why:
-        yield RULES_UNWRITABLE.found(str(why))
+    # udev makes no names outside of /dev: a port there, such as Klipper's, needs no rule.
+    ours = [each for each in survey.printers if each.match or (each.port or "").startswith("/dev/")]
+    if survey.mistakes or not ours:
         return
+    _, troubles = printers_rules(ours)
+    yield from (RULES_UNWRITABLE.found(trouble) for trouble in troubles)
+    text, _ = printers_rules(survey.printers)
     if rule.off:
         yield RULE_OFF.found(
             f"{rule.path} switches the printers' rule off", "", f"sudo rm {rule.path}", INSTALL

@@ -186,7 +186,8 @@ def known(patient: Patient, machine: Machine) -> Iterator[Finding]:
         yield from _missing(found)
         return
     shown = found.path if found.path == found.real else f"{found.path} -> {found.real}"
-    yield fine("port", shown, f"driver: {found.driver}", f"links: {' '.join(found.links)}")
+    driver = [f"driver: {found.driver}"] if found.driver else []
+    yield fine("port", shown, *driver, *found.links)
     yield from _chancy(patient, found)
 
 

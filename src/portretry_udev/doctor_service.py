@@ -9,6 +9,7 @@ from typing import Any
 
 from portretry_udev import __version__
 from portretry_udev import unit as units
+from portretry_udev.config import Config
 from portretry_udev.facts import Machine, Service
 from portretry_udev.findings import Finding, Level, fine, kind
 from portretry_udev.udev_rule import UNIT
@@ -211,9 +212,10 @@ def _unit(service: Service, of: Mapping[str, str]) -> Iterator[Finding]:
 
 def _lacks(machine: Machine, of: Mapping[str, str]) -> Iterator[Finding]:
     """What the configuration needs of the unit, and what is not in it as it is now."""
-    whole = machine.survey.whole
-    if of.get("LoadState") != "loaded" or whole is None:
+    found = machine.survey
+    if of.get("LoadState") != "loaded" or found.state_dir is None:
         return
+    whole = Config(found.printers, found.state_dir, found.control, found.metrics_textfile)
     for need in units.needs(whole, machine.majors):
         setting, _, value = need.line.partition("=")
         if not _has(of, setting, value):

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-_LOOKS = 4  # in the time that is given: so one loop that is late at two of them is still in time at the third
+LOOKS = 4  # in the time that is given: a loop that is late at two of them is in time at the third
 _log = logging.getLogger("portretry_udev.watchdog")
 
 
@@ -83,7 +83,7 @@ class Watchdog:
         now = self._clock()
         if now < self.due:
             return
-        self.due = now + self._within / _LOOKS
+        self.due = now + self._within / LOOKS
         pulses = list(self._loops())
         late = {pulse.name for pulse in pulses if not pulse.answered}
         if not late:

@@ -1,7 +1,9 @@
 """What `doctor` finds: each finding is provoked, the advised cure is applied, and it is gone."""
 
 import dataclasses
+import grp
 import os
+import pwd
 import re
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from portretry_udev.keys import KeyTrouble
 from portretry_udev.listing import Row
 from portretry_udev.port import Holder
 
+TTY, DAEMON = grp.getgrnam("tty").gr_gid, pwd.getpwnam("daemon").pw_uid
 BY_ID = "/dev/serial/by-id/usb-1a86_USB_Serial-if00-port0"
 BY_PATH = "/dev/serial/by-path/pci-0000:00:14.0-usb-0:2:1.0-port0"
 
@@ -245,6 +248,11 @@ CURES = [
     ),
     ("service-silent", lambda ill: ill.hang(), lambda ill: ill.serve()),
     ("service-deaf", *attribute("told", "none", "udev")),
+    (
+        "key-denied",
+        lambda ill: ill.serve(user=STRANGER),
+        lambda ill: ill.unit.update(LoadCredential="keys:/etc/portretry-udev"),
+    ),
     (
         "service-weak",
         lambda ill: ill.serve(capabilities="4"),
@@ -634,6 +642,24 @@ def test_each_taker_of_ports_has_its_own_cure(ill, holder, cure, command):
 def test_who_may_open_a_node_is_what_the_kernel_would_say(process, access, may):
     """As in path_resolution(7): the owner's bits, else the group's, else the others'; lists are not read."""
     assert process.may_open(access) is may
+
+
+@pytest.mark.parametrize(
+    ("unit", "user", "groups", "capable"),
+    [
+        ({"User": "", "CapabilityBoundingSet": "cap_sys_ptrace cap_dac_override"}, 0, {0}, True),
+        ({"User": "", "CapabilityBoundingSet": "cap_sys_ptrace", "Group": "tty"}, 0, {0, TTY}, False),
+        ({"User": "root", "CapabilityBoundingSet": ""}, 0, {0}, False),
+        ({"User": "made-by-systemd", "Group": "tty", "CapabilityBoundingSet": ""}, -1, {TTY}, False),
+        ({"User": "daemon", "SupplementaryGroups": "tty no-such-group"}, DAEMON, {TTY}, False),
+    ],
+)
+def test_who_the_service_would_be_is_read_from_its_unit(unit, user, groups, capable):
+    """Also while it does not run: then it is most wanted whether it could open the port."""
+    found = doctor_facts._would_be(unit)
+
+    assert (found.user, bool(found.capabilities)) == (user, capable)
+    assert found.groups >= groups
 
 
 def test_what_is_not_told_by_this_machine_is_no_finding():

@@ -69,7 +69,9 @@ def _asked(printer: Printer) -> Patient:
         hidden = _is_hidden(printer)
         return Patient(printer, trouble, not hidden and _is_keyless(printer), hidden, _without_key(printer))
     told = _Told(printer)
-    return Patient(printer, answer=told.answer, about=told.about, verdict=told.verdict)
+    path = None if printer.key.credential else printer.key.path
+    kept = None if path is None else access(path)
+    return Patient(printer, answer=told.answer, about=told.about, verdict=told.verdict, kept=kept)
 
 
 def _key(printer: Printer) -> KeyTrouble | None:

@@ -10,7 +10,7 @@ from typing import Any
 from portretry_udev import __version__
 from portretry_udev import unit as units
 from portretry_udev.config import Config
-from portretry_udev.facts import Machine, Service
+from portretry_udev.facts import Machine, Patient, Service
 from portretry_udev.findings import Finding, Level, fine, kind
 from portretry_udev.udev_rule import UNIT
 
@@ -117,6 +117,13 @@ WEAK = kind(
     Level.NOTE,
     "The service may not look into other users' processes: it does not always see who has the port.",
     "Give its unit AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH, or run it as root.",
+)
+KEY_DENIED = kind(
+    "key-denied",
+    Level.PROBLEM,
+    "The service does not run as root, and its user may not read the file of the API key.",
+    "Have systemd hand it over, with LoadCredential=keys:/etc/portretry-udev in the unit; or give that user "
+    "a file of its own.",
 )
 UNWATCHED = kind(
     "printer-unwatched",
@@ -276,6 +283,18 @@ _STATES = {
     "backing-off": BACKING_OFF,
 }
 _FINE = frozenset({"connected", "connecting"})
+
+
+def key(patient: Patient, service: Service) -> Iterator[Finding]:
+    """May the service read the key, too?"""
+    handed_over = any(
+        (service.unit or {}).get(name) for name in ("LoadCredential", "LoadCredentialEncrypted")
+    )
+    if patient.kept is None or handed_over or service.itself.user in (0, patient.kept.owner):
+        return
+    yield KEY_DENIED.found(
+        f"user {service.itself.user} of the service may not read {patient.printer.key.path}"
+    )
 
 
 def printer(name: str, service: Service, *, else_fine: bool) -> Iterator[Finding]:

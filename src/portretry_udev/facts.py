@@ -172,6 +172,7 @@ class Patient:
         printer: as configured.
         key: why its key cannot be used; None: it can.
         keyless: nobody has put a key there, or said where it is.
+        kept: who may read the file of the key; None: it is in none, or it cannot be looked at.
         hidden: the key is root's, and we are not: nothing can be said of it.
         answer: what its OctoPrint says; None: it was not asked, for want of a key, but something is there.
         about: what that is; None: it did not tell.
@@ -197,6 +198,7 @@ class Patient:
     wanted: Wanted | None = None
     found: Node | Missing | None = None
     row: Row | None = None
+    kept: Access | None = None
     octoprints: frozenset[int] = frozenset()
     access: Access | None = None
     marks: Marks | None = None

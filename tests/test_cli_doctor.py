@@ -29,9 +29,8 @@ def ill(tmp_path):
 
 
 def environment(**more):
-    ours = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PORTRETRY_", "NO_COLOR"))
-    }
+    not_its = ("PORTRETRY_", "NO_COLOR", "COLUMNS", "LINES")  # pytest-xdist sets the last two
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(not_its)}
     return {**ours, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 

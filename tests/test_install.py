@@ -375,14 +375,14 @@ def test_packagers_get_usr_lib_and_nothing_of_one_machine(root):
     assert "ExecStart=/usr/bin/portretry-udev watch" in (root / "usr/lib/systemd/system" / UNIT).read_text()
 
 
-def test_another_root_is_never_this_machine(root, commands):
+def test_another_root_is_never_this_machine(root, commands, tmp_path):
     """No reload, no trigger, and no link that leads back here."""
     configure(root)
     ok("install", "--root", root, "--yes")
     ok("uninstall", "--root", root, "--yes")
     assert commands.ran == []
 
-    elsewhere = root.parent / "elsewhere"
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.rmtree(root / "etc" / "udev")
     (root / "etc" / "udev").symlink_to(elsewhere)

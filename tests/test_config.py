@@ -1028,3 +1028,20 @@ def test_no_text_on_a_command_line_raises_anything_but_wrong(text, flag):
         mistakes = mistakes_of(flags, environ)
         assert mistakes
         assert not [mistake for mistake in mistakes if not mistake.isprintable()]
+
+
+# --- a draft ----------------------------------------------------------------------------------------------
+
+
+def test_a_draft_is_judged_as_the_file_would_be(tmp_path, monkeypatch):
+    """What is not written yet is checked like what is; its key may come later, our variables are not its."""
+    monkeypatch.setenv("PORTRETRY_INTERVAL", "nonsense")
+    path = tmp_path / "config.toml"
+    path.write_text("what is there is not looked at")
+    draft = '[printers.a]\noctoprint = "http://127.0.0.1:5000/"\nport = "/dev/ttyS0"\n'
+    (printer,) = config.judge(draft, path).printers
+    assert (printer.octoprint, printer.port) == ("http://127.0.0.1:5000", "/dev/ttyS0")
+    with pytest.raises(config.Wrong) as wrong:
+        config.judge(draft + 'probe = "no"\nprob = 1\n', path)
+    assert len(wrong.value.mistakes) == 2
+    assert all(mistake.startswith(f"{path}: printers.a.prob") for mistake in wrong.value.mistakes)

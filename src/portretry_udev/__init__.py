@@ -27,6 +27,8 @@ A map of the modules, by what each of them knows:
 ``metrics``           those counts for Prometheus, in a file
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
+``config_edit``       one table of a configuration changed, and nothing beside it
+``finding``           where an OctoPrint is, if nobody has said
 ``files``             a file is there whole or not at all
 ``keys``              where an API key comes from, and whether it is kept well enough
 ``octoprint_config``  OctoPrint's own config.yaml: PortRetry's settings in it
@@ -42,6 +44,11 @@ A map of the modules, by what each of them knows:
 ``installation``      both from the plan to what runs, in the right order
 ``surroundings``      what the machine, or the container, lets us hear and see of devices
 ``login``             how to get an API key from OctoPrint
+``wizard``            the questions of setup: what has to be asked, and what is clear without
+``questions``         what a question is, and who answers it; ``terminal`` does for a person
+``interview``         those questions, with this machine behind them
+``setup``             what their answers have to be written, as a plan; ``setup_run`` is the whole way
+``waiting``           waits until the service has its printer connected
 ``doctor``            why nothing happens: all checks, by subject in ``doctor_machine``, ``doctor_service``,
                       ``doctor_octoprint`` and ``doctor_port``; pure
 ``findings``          what the doctor can say: the catalogue

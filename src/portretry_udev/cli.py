@@ -18,6 +18,7 @@ from portretry_udev import (
     cli_install,
     cli_login,
     cli_ports,
+    cli_setup,
     cli_status,
     control,
     logs,
@@ -107,6 +108,7 @@ main.add_command(cli_install.uninstall_)
 main.add_command(cli_login.login)
 main.add_command(cli_ports.ports)
 main.add_command(cli_ports.probe)
+main.add_command(cli_setup.setup)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_status.status)
 main.add_command(cli_status.retry)

@@ -42,6 +42,9 @@ _MOST_SHOWN = 60  # characters of a wrong value
 _ALONE = "printer"  # the name of the one printer that is set up by flags
 NOWHERE = KeySource(None)  # stands for a key whose place nobody has named
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+"""A printer's name.  It is a file's, a credential's and an argument's: no slash, no dot or dash in front."""
+
 _TYPE_THIS = (
     "portretry-udev watch --octoprint http://127.0.0.1:5000 --api-key-file /etc/portretry-udev/printer.key"
 )
@@ -297,6 +300,15 @@ def _url(value: object) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
+def octoprint_url(text: str) -> str:
+    """An address of OctoPrint's as it belongs into a configuration.
+
+    Raises:
+        ValueError: it is none; the text says what it must be, and does not show it.
+    """
+    return _url(text)
+
+
 def _hex(example: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         text = value.lower().removeprefix("0x") if isinstance(value, str) else ""
@@ -407,10 +419,14 @@ class _Loader:
     Args:
         environ: the environment.
         keys_wanted: a key that is missing or cannot be used is a mistake.
+        draft: what the file is taken to hold, instead of what it does.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, keys_wanted: bool = True) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], *, keys_wanted: bool = True, draft: bytes | None = None
+    ) -> None:
         self.mistakes: list[str] = []
+        self._draft = draft
         self._environ = environ
         self._keys_wanted = keys_wanted
         self._settings: dict[Path, OctoPrintSettings | None] = {}
@@ -493,8 +509,7 @@ class _Loader:
 
     def _toml(self, path: Path) -> dict[str, Any] | None:
         try:
-            with path.open("rb") as file:
-                raw = file.read(_MOST_BYTES + 1)
+            raw = self._draft if self._draft is not None else _start_of(path)
             if len(raw) > _MOST_BYTES:
                 self.wrong(str(path), "is too big for a configuration")
                 return None
@@ -511,8 +526,7 @@ class _Loader:
         return None
 
     def _table(self, name: str, table: object, where: str) -> _Layer:
-        # The name is a file's, a credential's and an argument's: no slash, no dot or dash in front.
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+        if not NAME.fullmatch(name):
             self.wrong(
                 where, "a printer's name has 1 to 64 letters, digits, _ . or -, and begins with none of . -"
             )
@@ -633,7 +647,7 @@ class _Loader:
         named = given.get("octoprint_config")
         if settings is not None and named is not None:
             place = f"{named.where}: {named.value}: server.host and server.port"
-            derived = self.given(_url, _address(settings), place)
+            derived = self.given(_url, address(settings), place)
             return None if derived.wrong else str(derived.value)
         if named is None:  # else its trouble was told already
             self.wrong(missing, 'is missing; name the URL of its OctoPrint, such as "http://127.0.0.1:5000"')
@@ -765,6 +779,20 @@ def load_place(
     return Place(printer.name, printer.octoprint, key, printer.ca_file)
 
 
+def judge(text: str, path: Path) -> Config:
+    """What a service would make of a file with this text, which need not be there yet; nor need its keys.
+
+    Args:
+        text: of the file.
+        path: its place, for the words of mistakes.
+
+    Raises:
+        Wrong: there are mistakes.
+    """
+    loader = _Loader({}, keys_wanted=False, draft=text.encode("utf-8", "surrogatepass"))
+    return _load(loader, {"config": str(path)}, {}, (), DEFAULT_FILE)
+
+
 def survey(
     flags: Mapping[str, object],
     environ: Mapping[str, str],
@@ -866,7 +894,7 @@ def _too_wide(match: Mapping[str, str]) -> str:
     return ""
 
 
-def _address(settings: OctoPrintSettings) -> str:
+def address(settings: OctoPrintSettings) -> str:
     """Where an OctoPrint with these settings answers on this machine."""
     host = settings.host or ""
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - every address, so the loopback one too
@@ -883,6 +911,11 @@ def _default_state_dir(environ: Mapping[str, str]) -> Path:
         return Path("/var/lib/portretry-udev")
     home = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME', '')}/.local/state"
     return Path(home) / "portretry-udev"
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_MOST_BYTES + 1)
 
 
 def _exists(path: Path) -> bool:

@@ -90,6 +90,11 @@ def _danger(path: Path) -> str:
     return ""
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether the service would not see it, or not for long (ProtectHome=, PrivateTmp=)."""
+    return any(path.is_relative_to(place) for place in (*_HOMES, *_PASSING))
+
+
 def _writer(path: Path) -> str:
     """Who but root can change it, or what is in it; empty: nobody."""
     try:

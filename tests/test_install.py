@@ -881,6 +881,22 @@ def test_it_ends_first_and_those_who_read_our_files_are_told_after(root, here):
     ]
 
 
+def test_udev_forgets_configured_ports_that_are_no_usb_ports(root, here, monkeypatch):
+    """What the rules have set on a UART stays in udev's database until it is told of it."""
+    here(BARE)
+    configure(root, port="/dev/ttyAMA0")
+    ok("install", "--root", root, "--yes")
+    commands = here(RUNNING)
+    monkeypatch.setattr(
+        activation, "serial_devices", lambda ports=(): [Path("/sys") / port for port in ports]
+    )
+    commands.ran.clear()
+
+    ok("uninstall", "--root", root, "--purge", "--yes")
+
+    assert "udevadm trigger --action=change --settle /dev/ttyAMA0" in commands.ran
+
+
 def test_what_does_not_end_is_not_taken_away(root, here):
     """A service without its unit could not be ended by anybody."""
     here(BARE)

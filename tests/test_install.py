@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -55,10 +56,9 @@ class Commands:
 
 
 @pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "root"
-    folder.mkdir()
-    return folder
+def root():
+    with tempfile.TemporaryDirectory(prefix="root-") as folder:  # short: a socket's path has 107 bytes
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -299,6 +299,17 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(root):
     assert rule.with_name(f"{rule.name}~").readlink() == root / "mine.rules"
 
 
+def test_a_masked_service_is_told_once(root, here):
+    """By its link, or, masked elsewhere (`systemctl mask --runtime`), by what systemd says of it."""
+    here(Machine(udevd=True, systemd=True, has_systemd=True, known=True, masked=True))
+    configure(root)
+    assert said(ok("install", "--root", root, "--yes")).count("you have switched it off") == 1
+
+    (root / SERVICE).unlink()
+    (root / SERVICE).symlink_to("/dev/null")
+    assert said(ok("install", "--root", root, "--yes")).count("you have switched it off") == 1
+
+
 @pytest.mark.parametrize("name", [RULE, SERVICE])
 def test_a_link_to_dev_null_is_a_persons_word(root, name, here):
     """Rules and services are switched off so; neither is written, nor started, and it is said."""
@@ -364,14 +375,14 @@ def test_packagers_get_usr_lib_and_nothing_of_one_machine(root):
     assert "ExecStart=/usr/bin/portretry-udev watch" in (root / "usr/lib/systemd/system" / UNIT).read_text()
 
 
-def test_another_root_is_never_this_machine(root, commands):
+def test_another_root_is_never_this_machine(root, commands, tmp_path):
     """No reload, no trigger, and no link that leads back here."""
     configure(root)
     ok("install", "--root", root, "--yes")
     ok("uninstall", "--root", root, "--yes")
     assert commands.ran == []
 
-    elsewhere = root.parent / "elsewhere"
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.rmtree(root / "etc" / "udev")
     (root / "etc" / "udev").symlink_to(elsewhere)
@@ -668,14 +679,23 @@ def test_something_else_of_that_name_is_left_alone(root):
 
 
 def test_nothing_is_done_unasked(root):
-    """On a terminal it asks, and "n" is no; where nobody can be asked it wants --yes."""
-    result = run("install", "--root", root)
-    assert (result.exit_code, tree(root)) == (2, {})
-    assert "--yes" in result.stderr
-
+    """On a terminal it asks, and "n" is no."""
     for answer, status in ((b"n\n", 1), (b"y\n", 0)):
         assert on_a_terminal(answer, "install", "--root", root) == status
         assert bool(contents(root)) is (status == 0)
+
+
+def test_a_script_means_what_it_says(root):
+    """Where nobody can be asked, it is done; what was there before is kept, as ever."""
+    (root / RULE).parent.mkdir(parents=True)
+    (root / RULE).write_text("# somebody's own\n")
+
+    ok("install", "--root", root)
+
+    assert (root / f"{RULE}~").read_text() == "# somebody's own\n"
+    assert (root / SERVICE).exists()
+    ok("uninstall", "--root", root)
+    assert not (root / SERVICE).exists()
 
 
 def on_a_terminal(answer, *arguments):
@@ -859,6 +879,22 @@ def test_it_ends_first_and_those_who_read_our_files_are_told_after(root, here):
         "udevadm trigger --action=change --settle /sys/devices/usb1/1-1",
         "systemctl daemon-reload",
     ]
+
+
+def test_udev_forgets_configured_ports_that_are_no_usb_ports(root, here, monkeypatch):
+    """What the rules have set on a UART stays in udev's database until it is told of it."""
+    here(BARE)
+    configure(root, port="/dev/ttyAMA0")
+    ok("install", "--root", root, "--yes")
+    commands = here(RUNNING)
+    monkeypatch.setattr(
+        activation, "serial_devices", lambda ports=(): [Path("/sys") / port for port in ports]
+    )
+    commands.ran.clear()
+
+    ok("uninstall", "--root", root, "--purge", "--yes")
+
+    assert "udevadm trigger --action=change --settle /dev/ttyAMA0" in commands.ran
 
 
 def test_what_does_not_end_is_not_taken_away(root, here):

@@ -1,14 +1,18 @@
 """What systemd itself makes of the unit: nothing to complain of, and little left to take away."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+import portretry_udev
+from helpers import assert_eventually
 from portretry_udev import unit
 from portretry_udev.config import Config, Printer
 from portretry_udev.keys import KeySource
@@ -133,3 +137,71 @@ def test_the_docs_numbers_are_right(analyze, installed):
     (blind,) = [text for text in documented() if "AmbientCapabilities=\n" in text]
     assert exposure(analyze, installed(b=local)) <= 2.3
     assert exposure(analyze, installed(a=nonroot(), b=blind)) <= 1.7
+
+
+# -- the look at who has a port, with the rights that are left ---------------------------------------------
+LOOK = "import sys; from portretry_udev import port; print([h.pid for h in port.holders(sys.argv[1]).found])"
+
+
+@pytest.fixture
+def strangers_port():
+    """A port that a process of somebody else's has open: its node, and the process's number."""
+    master, slave = os.openpty()
+    as_stranger = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "sleep", "60"]
+    with subprocess.Popen(as_stranger, stdin=slave, stdout=slave, stderr=slave) as holder:
+        node = os.ttyname(slave)
+        os.close(slave)
+        status = Path(f"/proc/{holder.pid}/status")
+        assert_eventually(lambda: "Uid:\t12345" in status.read_text(), 5, "it has become a stranger's")
+        yield node, holder.pid
+        holder.kill()
+    os.close(master)
+
+
+@pytest.fixture
+def look(strangers_port):
+    """Looks who has the port, as this user, with these capabilities and this ProtectProc=."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: only root can run something with other rights")
+    if not shutil.which("setpriv") or not shutil.which("unshare"):
+        pytest.skip("needs setpriv and unshare: apt install util-linux")
+    node, _ = strangers_port
+
+    def run(user, capabilities, protect_proc):
+        wanted = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in capabilities)])
+        ambient = [f"--inh-caps={wanted}", f"--ambient-caps={wanted}"] if user else []
+        as_service = ["setpriv", f"--reuid={user}", "--regid=20", "--clear-groups", "--no-new-privs"]
+        mount = f"mount -t proc -o hidepid={protect_proc} proc /proc && " if protect_proc else ""
+        in_a_proc = ["unshare", "--mount", "sh", "-c", f'{mount}exec "$@"', "sh"]
+        result = subprocess.run(
+            [*in_a_proc, *as_service, f"--bounding-set={wanted}", *ambient, sys.executable, "-c", LOOK, node],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(portretry_udev.__file__).parents[1])},
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return run
+
+
+def setting(text, name):
+    """What a unit or a drop-in says of it; empty if nothing."""
+    found = re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
+    return found[-1].split() if found else []
+
+
+def test_as_root_all_holders_are_seen(look, strangers_port):
+    """Root with the two capabilities of the unit sees who has a port, whoever that is."""
+    left = setting((SYSTEMD / NAME).read_text(), "CapabilityBoundingSet")
+    assert look(0, left, "") == [strangers_port[1]]
+    assert look(0, [name for name in left if name != "CAP_SYS_PTRACE"], "") == [], "it is needed"
+    assert look(0, [name for name in left if name != "CAP_DAC_READ_SEARCH"], "") == [], "it is needed"
+
+
+def test_without_root_all_holders_are_seen(look, strangers_port):
+    """So does the user of nonroot.conf, in a /proc that shows no more than it may look into."""
+    (protect_proc,) = setting(nonroot(), "ProtectProc")
+    assert look(54321, setting(nonroot(), "AmbientCapabilities"), protect_proc) == [strangers_port[1]]
+    assert look(54321, [], "") == [], "what docs/service.md says of a service without them"

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -696,6 +697,18 @@ def test_a_script_means_what_it_says(root):
     assert (root / SERVICE).exists()
     ok("uninstall", "--root", root)
     assert not (root / SERVICE).exists()
+
+
+def test_what_only_its_owner_may_read_stays_so(root):
+    """A mode that somebody has chosen is kept, of the new file as of the copy of the old one."""
+    path = root / "somewhere.toml"
+    path.write_text("old\n")
+    path.chmod(0o600)
+
+    install.carry_out(install.changes([install.File(path, b"new\n", "it")], root))
+
+    assert path.read_text() == "new\n"
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (path, root / "somewhere.toml~")] == [0o600, 0o600]
 
 
 def on_a_terminal(answer, *arguments):

@@ -100,6 +100,7 @@ def test_this_very_machine_can_be_asked():
         ("run/systemd/container", "lxc\n", "lxc"),
         ("proc/1/environ", "PATH=/bin\0container=lxc\0TERM=linux\0", "lxc"),
         ("proc/1/environ", "PATH=/bin\0mycontainer=lxc\0", ""),
+        ("proc/self/environ", "PATH=/bin\0container=lxc\0", "lxc"),
         ("proc/1/cmdline", "init", ""),
     ],
 )

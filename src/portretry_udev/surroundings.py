@@ -137,9 +137,10 @@ class Surroundings:
         for file in ("run/host/container-manager", "run/systemd/container"):
             if lines := self._lines(file):
                 return lines[0].strip()
-        for word in "".join(self._lines("proc/1/environ")).split("\0"):
-            if word.startswith("container="):
-                return word.removeprefix("container=")
+        for file in ("proc/1/environ", "proc/self/environ"):  # the first one may be kept from us
+            for word in "".join(self._lines(file)).split("\0"):
+                if word.startswith("container="):
+                    return word.removeprefix("container=")
         return ""
 
     def cure(self, node: str, number: int) -> str:

@@ -46,4 +46,5 @@ def main():
                     octoprint.wait_for_start = switch == "on"
 
 
-main()
+if __name__ == "__main__":
+    main()

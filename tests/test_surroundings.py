@@ -116,9 +116,13 @@ def test_the_manager_is_known_by_the_marks_it_leaves(root, write, file, content,
     [
         ("docker", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
         ("podman", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
-        ("systemd-nspawn", HOST_IDS, "on the host: `machinectl bind CONTAINER /dev/ttyACM0`"),
+        ("systemd-nspawn", HOST_IDS, "on the host: `machinectl bind --mkdir CONTAINER /dev/ttyACM0`"),
         ("lxc", HOST_IDS, "`lxc.cgroup2.devices.allow: c 166:* rwm` in its configuration, and in it `mknod"),
-        ("lxc", OWN_IDS, "`lxc.mount.entry: /dev/ttyACM0 dev/ttyACM0 none bind,create=file`"),
+        (
+            "lxc",
+            OWN_IDS,
+            "a node `c 166 0` that its root may use, and in its configuration `lxc.mount.entry: NODE dev/tty",
+        ),
         ("", HOST_IDS, "in here: `mknod -m 660 /dev/ttyACM0 c 166 0`"),
     ],
 )

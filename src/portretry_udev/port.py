@@ -65,6 +65,10 @@ _ADVICE = {
     Refusal.STALE: "the node is there, its device is not: printer off, or an old node in a container",
     Refusal.BROKEN: "input/output error: check cable and board",
 }
+_VOID = (
+    "permission denied: the kernel took all rights from this node when its device was unplugged; "
+    "give the container one made by mknod (docs/containers.md)"
+)
 
 
 class PortError(Exception):
@@ -495,7 +499,20 @@ def _refused(path: str, error: Exception) -> PortError:
     code = _errno(error)
     refusal = _REFUSALS.get(code, Refusal.UNKNOWN)
     advice = _ADVICE.get(refusal) or (os.strerror(code) if code else str(error))
+    if refusal is Refusal.DENIED and _is_void(path):
+        advice = _VOID
     return PortError(refusal, f"{path}: {advice}")
+
+
+def _is_void(path: str) -> bool:
+    """Whether this is devtmpfs's node of a device that was unplugged, kept by a container's bind mount.
+
+    Before it unlinks a node, devtmpfs sets its mode to 0 (handle_remove in drivers/base/devtmpfs.c); the
+    device that comes back has a new one.
+    """
+    with contextlib.suppress(OSError):
+        return stat.S_IMODE(Path(path).stat().st_mode) == 0
+    return False
 
 
 def _errno(error: BaseException | None) -> int:

@@ -157,11 +157,11 @@ class Surroundings:
         if manager in {"docker", "podman"}:
             return f"start the container with {_DOCKER_DEV.format(major)}"
         if manager == "systemd-nspawn":
-            return f"on the host: `machinectl bind CONTAINER {node}` (DeviceAllow=char-{major} in its unit)"
+            return f"on the host: `machinectl bind --mkdir CONTAINER {node}` (DeviceAllow=char-{major} in its unit)"
         if manager.startswith("lxc") and not self._knows_root():
             return (
-                f"on the host: `lxc.cgroup2.devices.allow: c {major}:* rwm` and "
-                f"`lxc.mount.entry: {node} {node[1:]} none bind,create=file`"
+                f"on the host: make a node `c {major} {minor}` that its root may use, and in its configuration "
+                f"`lxc.mount.entry: NODE {node[1:]} none bind,create=file`"
             )
         made = f"`mknod -m 660 {node} c {major} {minor}`"
         if manager.startswith("lxc"):

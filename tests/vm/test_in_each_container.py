@@ -18,9 +18,10 @@ pytestmark = pytest.mark.vm
 ROOT = "/mnt/root"  # the machine's own, for a container to have
 NSPAWN = (
     f"systemd-nspawn -q --register=no --keep-unit --as-pid2 --pipe --read-only -D {ROOT} "
-    f"-E PYTHONPATH={SOURCE} --bind=/dev/ttyACM0"
+    f"-E PYTHONPATH={SOURCE}"
 )
-OWN_USERS = "--private-users=65536:65536"
+NODE = "--bind=/dev/ttyACM0"  # what the kernel leaves of it, only root with all rights may open
+OWN_USERS = "--private-users=65536:65536 --bind=/srv/ttyACM0:/dev/ttyACM0"
 
 GATE, NETWORK = "/run/udev is not mounted", "no udevd is in this network namespace"
 USERS, BOTH = "do not pass into this container's user namespace", "this unprivileged container's network"
@@ -32,6 +33,7 @@ def own():
     with Machine(built()) as machine:
         copy_package(machine)
         machine.check(f"mkdir -p {ROOT} && mount --bind / {ROOT}")
+        machine.check("mknod -m 660 /srv/ttyACM0 c 166 0 && chown 65536:65536 /srv/ttyACM0")
         yield machine
 
 
@@ -54,9 +56,13 @@ def board(own):
         pytest.param("unshare --net", "kernel", NETWORK, "not there", id="own network"),
         pytest.param("unshare -U -r", "udev", "", "not there", id="own users, root among them"),
         pytest.param("unshare -U -r --net", "none", BOTH, "not there", id="own users and network"),
-        pytest.param(NSPAWN, "kernel", GATE, "only a node", id="nspawn"),
-        pytest.param(f"{NSPAWN} --bind-ro=/run/udev", "udev", "", "only a node", id="nspawn, /run/udev"),
-        pytest.param(f"{NSPAWN} --private-network", "kernel", GATE, "only a node", id="nspawn, own network"),
+        pytest.param(f"{NSPAWN} {NODE}", "kernel", GATE, "only a node", id="nspawn"),
+        pytest.param(
+            f"{NSPAWN} {NODE} --bind-ro=/run/udev", "udev", "", "only a node", id="nspawn, /run/udev"
+        ),
+        pytest.param(
+            f"{NSPAWN} {NODE} --private-network", "kernel", GATE, "only a node", id="nspawn, own network"
+        ),
         pytest.param(f"{NSPAWN} {OWN_USERS}", "none", USERS, "only a node", id="nspawn, own users"),
         pytest.param(
             f"{NSPAWN} {OWN_USERS} --private-network", "none", BOTH, "only a node", id="nspawn, own both"

@@ -64,6 +64,14 @@ lxc.idmap = g 0 100000 65536
 OWN_NETWORK, HOSTS_NETWORK = "lxc.net.0.type = empty\n", "lxc.net.0.type = none\n"
 LXC_UDEV = "lxc.mount.entry = /run/udev run/udev none bind,ro,create=dir 0 0\n"
 LXC_NODE = "lxc.mount.entry = /dev/ttyACM0 dev/ttyACM0 none bind,optional,create=file 0 0\n"
+# Nodes that the kernel does not take away, for root in an unprivileged container.
+OWN_NODES = (
+    "rm -rf /srv/box && mkdir -p /srv/box && for n in 0 1; do mknod -m 660 /srv/box/ttyACM$n c 166 $n && "
+    "chown 100000:100020 /srv/box/ttyACM$n; done"
+)
+LXC_OWN_NODES = "".join(
+    f"lxc.mount.entry = /srv/box/ttyACM{n} dev/ttyACM{n} none bind,create=file 0 0\n" for n in (0, 1)
+)
 
 NSPAWN = (
     f"systemd-nspawn -q -M box -D {ROOT} --bind-ro=/usr --bind-ro={SOURCE} -E PYTHONPATH={SOURCE} --as-pid2 "
@@ -184,12 +192,12 @@ ROWS = [
     ),
     lxc("unprivileged", LXC_IDS + OWN_NETWORK + LXC_NODE),
     lxc("unprivileged, open to all", LXC_IDS + OWN_NETWORK + LXC_NODE, before=OPEN_TO_ALL),
-    lxc("unprivileged, the host's network", LXC_IDS + HOSTS_NETWORK + LXC_NODE, before=OPEN_TO_ALL),
+    lxc("unprivileged, nodes made for it", LXC_IDS + OWN_NETWORK + LXC_OWN_NODES, before=OWN_NODES),
     nspawn(
         "--bind=/dev/ttyACM0",
         "and machinectl bind",
         cures=(
-            "machinectl bind box /dev/ttyACM1",
+            "machinectl bind --mkdir box /dev/ttyACM1",
             "systemctl set-property --runtime machine-box.scope 'DeviceAllow=char-ttyACM rw'",
         ),
     ),
@@ -198,10 +206,11 @@ ROWS = [
     nspawn(f"--bind=/dev {ALLOW}"),
     nspawn(f"--bind=/dev --bind-ro=/run/udev {ALLOW}"),
     nspawn(f"--bind=/dev --private-network {ALLOW}"),
-    nspawn("-U --bind=/dev/ttyACM0"),
-    nspawn("-U --bind=/dev/ttyACM0", "-U open to all", before=OPEN_TO_ALL),
     nspawn(
-        "-U --private-network --bind=/dev/ttyACM0", "-U --private-network open to all", before=OPEN_TO_ALL
+        "--private-users=100000:65536 --private-users-ownership=chown "
+        "--bind=/srv/box/ttyACM0:/dev/ttyACM0 --bind=/srv/box/ttyACM1:/dev/ttyACM1 " + ALLOW,
+        "own users, nodes made for it",
+        before=OWN_NODES,
     ),
 ]
 VERSIONS = (

@@ -116,7 +116,11 @@ def test_the_manager_is_known_by_the_marks_it_leaves(root, write, file, content,
     [
         ("docker", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
         ("podman", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
-        ("systemd-nspawn", HOST_IDS, "on the host: `machinectl bind --mkdir CONTAINER /dev/ttyACM0`"),
+        (
+            "systemd-nspawn",
+            HOST_IDS,
+            "`machinectl bind --mkdir CONTAINER /dev/ttyACM0`, and for its unit DeviceAllow=char-ttyACM (",
+        ),
         ("lxc", HOST_IDS, "`lxc.cgroup2.devices.allow: c 166:* rwm` in its configuration, and in it `mknod"),
         (
             "lxc",

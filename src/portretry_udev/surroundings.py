@@ -157,11 +157,15 @@ class Surroundings:
         if manager in {"docker", "podman"}:
             return f"start the container with {_DOCKER_DEV.format(major)}"
         if manager == "systemd-nspawn":
-            return f"on the host: `machinectl bind --mkdir CONTAINER {node}` (DeviceAllow=char-{major} in its unit)"
+            kind = Path(node).name.rstrip("0123456789")  # its driver's name in /proc/devices
+            return (
+                f"on the host: `machinectl bind --mkdir CONTAINER {node}`, "
+                f"and for its unit DeviceAllow=char-{kind} (systemctl set-property)"
+            )
         if manager.startswith("lxc") and not self._knows_root():
             return (
-                f"on the host: make a node `c {major} {minor}` that its root may use, and in its configuration "
-                f"`lxc.mount.entry: NODE {node[1:]} none bind,create=file`"
+                f"on the host: make a node `c {major} {minor}` that its root may use, and in its "
+                f"configuration `lxc.mount.entry: NODE {node[1:]} none bind,create=file`"
             )
         made = f"`mknod -m 660 {node} c {major} {minor}`"
         if manager.startswith("lxc"):

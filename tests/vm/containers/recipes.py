@@ -207,10 +207,10 @@ ROWS = [
     nspawn(f"--bind=/dev --bind-ro=/run/udev {ALLOW}"),
     nspawn(f"--bind=/dev --private-network {ALLOW}"),
     nspawn(
-        "--private-users=100000:65536 --private-users-ownership=chown "
+        "--private-users=131072:65536 --private-users-ownership=map "
         "--bind=/srv/box/ttyACM0:/dev/ttyACM0 --bind=/srv/box/ttyACM1:/dev/ttyACM1 " + ALLOW,
         "own users, nodes made for it",
-        before=OWN_NODES,
+        before=f"{OWN_NODES}; chown 131072:131092 /srv/box/*",
     ),
 ]
 VERSIONS = (

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from octoprint import SHORT, tell
+from octoprint import SHORT, say, tell
 from portretry_udev import control
 from portretry_udev.fake_octoprint import FakeOctoPrint
 
@@ -65,7 +65,7 @@ def main():
             news = said and {word: said.get(word) for word in NEWS}
             if news != told:
                 told = news
-                print(json.dumps({"status": news}), flush=True)
+                say(status=news)
             time.sleep(PERIOD)
 
 

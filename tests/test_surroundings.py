@@ -153,6 +153,7 @@ def test_what_to_give_to_a_container_fits_into_a_line(root, write, manager, ids,
                 "or restart it if its --device is a link"
             ),
         ),
+        ("podman", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
         ("lxc", HOST_IDS, "in here: `rm /dev/ttyACM3; mknod -m 660 /dev/ttyACM3 c 166 0`"),
         ("lxc", OWN_IDS, "on the host: bind a node `c 166 0` over it"),
     ],

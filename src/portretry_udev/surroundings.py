@@ -174,10 +174,11 @@ class Surroundings:
 
     def renewal(self, node: str, number: int) -> str:
         """What makes a stale node the right one again, for people; arguments as for `cure`."""
-        if self.manager() in {"docker", "podman"}:
-            # A restart looks up what --device was given: a link's end is another then, a node has gone.
-            made = _DOCKER_DEV.format(os.major(number))
-            return f"start the container with {made}, or restart it if its --device is a link"
+        manager = self.manager()
+        if manager in {"docker", "podman"}:
+            # Docker's restart follows anew the link that --device was given; Podman's does not.
+            restart = ", or restart it if its --device is a link" if manager == "docker" else ""
+            return f"start the container with {_DOCKER_DEV.format(os.major(number))}{restart}"
         if not self._knows_root():
             return f"on the host: bind a node `c {os.major(number)} {os.minor(number)}` over it"
         return f"in here: `rm {node}; mknod -m 660 {node} c {os.major(number)} {os.minor(number)}`"

@@ -206,12 +206,6 @@ ROWS = [
     nspawn(f"--bind=/dev {ALLOW}"),
     nspawn(f"--bind=/dev --bind-ro=/run/udev {ALLOW}"),
     nspawn(f"--bind=/dev --private-network {ALLOW}"),
-    nspawn(
-        "--private-users=131072:65536 --private-users-ownership=map "
-        "--bind=/srv/box/ttyACM0:/dev/ttyACM0 --bind=/srv/box/ttyACM1:/dev/ttyACM1 " + ALLOW,
-        "own users, nodes made for it",
-        before=f"{OWN_NODES}; chown 131072:131092 /srv/box/*",
-    ),
 ]
 VERSIONS = (
     "uname -r; docker version -f 'docker {{.Server.Version}}'; podman --version; "

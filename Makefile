@@ -4,13 +4,14 @@
 VENV ?= .venv
 PYTEST = $(VENV)/bin/pytest
 
-.PHONY: demo test lint coverage mutants fuzz test-octoprint test-system test-vm benchmark clean
+.PHONY: demo test lint coverage mutants fuzz test-octoprint test-system test-vm benchmark manual deb clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
 
+# Most of these wait more than they work: four files at once take half the time, on one core too.
 test: $(VENV)/.test
-	@$(PYTEST)
+	@$(PYTEST) -n 4 --dist loadfile
 
 # Style, types, and dead or doubled code.
 lint: $(VENV)/.lint
@@ -51,6 +52,14 @@ test-vm: $(VENV)/.test
 benchmark: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/recovery.py
 	$(VENV)/bin/python benchmarks/farm.py
+
+# docs/commands.md and the man page, from the commands' own help and tools/manual.md.
+manual: $(VENV)/.test
+	@$(VENV)/bin/python tools/manual.py
+
+# A Debian package in dist, of Debian's own libraries; what builds it: sudo apt build-dep ./
+deb:
+	@tools/make-deb dist
 
 clean:
 	rm -rf $(VENV) dist

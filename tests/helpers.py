@@ -126,6 +126,10 @@ class Daemon:
     def running(self):
         return self._process is not None and self._process.poll() is None
 
+    def send(self, number):
+        """Send it a signal."""
+        self._process.send_signal(number)
+
     def stop(self, how=signal.SIGTERM, within=STOPS_WITHIN):
         """End it as systemd does: it must be there, and gone in time, with status 0.
 

@@ -1,4 +1,4 @@
-"""Break the rules and the firmware reader in ways that matter, one at a time: the tests must notice each.
+"""Break the rules, their tally and the firmware reader in ways that matter, one by one: tests notice each.
 
     python tests/mutants.py [PART OF A NAME]...
 
@@ -40,6 +40,10 @@ def _rules(name: str, noticed_by: str, text: str, broken: str) -> Mutant:
 
 def _firmware(name: str, noticed_by: str, text: str, broken: str) -> Mutant:
     return Mutant("firmware", name, noticed_by, text, broken)
+
+
+def _tally(name: str, noticed_by: str, text: str, broken: str) -> Mutant:
+    return Mutant("tally", name, noticed_by, text, broken)
 
 
 MUTANTS = (
@@ -468,12 +472,109 @@ MUTANTS = (
         ") > len(text)",
     ),
     _firmware("misses `busy:`", "test_line", "(?:echo: ?)?busy:|.*paused", ".*paused"),
+    _tally(
+        "counts a short connection as a failed attempt",
+        "test_short_connections",
+        "failed=tally.failed + failures - short,",
+        "failed=tally.failed + failures,",
+    ),
+    _tally(
+        "counts a failed attempt as a short connection",
+        "test_failed_attempts",
+        "short = failures if before.session is Session.CONNECTED and before.attempt is None else 0",
+        "short = failures",
+    ),
+    _tally(
+        "counts a Disconnect each time that it is told",
+        "test_a_disconnect_is_one_hold",
+        "return after.hold is not before.hold and not (",
+        "return after.held_at == after.at and not (",
+    ),
+    _tally(
+        "counts a hold that is recalled",
+        "test_a_recalled_hold",
+        "isinstance(event, Started) and event.hold is after.hold",
+        "False",
+    ),
+    _tally(
+        "counts an open that raised DTR",
+        "test_a_hand_over_spares_one",
+        "        return not opens_with_edge(before)",
+        "        return True",
+    ),
+    _tally(
+        "does not count a hand-over",
+        "test_where_dtr_cannot_be_kept",
+        "kept = before.line is Line.HANDED or before.dtr_stays",
+        "kept = before.dtr_stays",
+    ),
+    _tally(
+        "counts hand-overs alone",
+        "test_each_later_open",
+        "        return not opens_with_edge(before)",
+        "        return False",
+    ),
+    _tally(
+        "counts where there is no DTR",
+        "test_a_port_without_dtr",
+        "if before.node is None or not before.node.modem:",
+        "if before.node is None:",
+    ),
+    _tally(
+        "counts each answer of a connected OctoPrint",
+        "test_a_guarded_port or test_each_later_open",
+        "    return connects and was_not and kept",
+        "    return connects and kept",
+    ),
+    _tally(
+        "counts a connection elsewhere as a recovery",
+        "test_a_connection_elsewhere",
+        "return so_far.done(now) if after.elsewhere is None else",
+        "return so_far.done(now) if True else",
+    ),
+    _tally(
+        "counts a connection elsewhere as an edge spared",
+        "test_a_connection_elsewhere",
+        "and event.octo in CONNECTED and event.elsewhere is None",
+        "and event.octo in CONNECTED",
+    ),
+    _tally(
+        "begins a recovery when the node appears",
+        "test_recovery_runs_from",
+        "    return isinstance(event, Heard) and event.sign.alive and after.line is Line.LISTENING",
+        "    return True",
+    ),
+    _tally(
+        "lets a recovery run in a hold",
+        "test_recovery_does_not_run",
+        "if s.node is None or s.hold is not Hold.NONE or",
+        "if s.node is None or",
+    ),
+    _tally(
+        "lets a recovery run in a pause",
+        "test_recovery_does_not_run",
+        " or paused(s, now) or s.policy.dry_run:",
+        " or s.policy.dry_run:",
+    ),
+    _tally(
+        "lets a recovery run while the firmware is silent",
+        "test_recovery_does_not_run",
+        "return s.unanswered < SILENT_AFTER and ",
+        "return ",
+    ),
+    _tally(
+        "gives a recovery up when an attempt fails",
+        "test_recovery_includes",
+        "    if s.attempt is not None:\n        return True",
+        "    if s.failures:\n        return False",
+    ),
 )
 
 TESTS = {
     "events": ["test_rules.py", "test_rules_machine.py"],
     "rules": ["test_rules.py", "test_rules_octoprint.py", "test_rules_machine.py"],
     "firmware": ["test_firmware.py", "test_rules.py"],
+    "tally": ["test_tally.py"],
 }
 
 
@@ -504,7 +605,7 @@ def _dies(mutant: Mutant) -> bool:
         tests = Path(folder, "tests")
         tests.mkdir()
         telling = _telling(mutant)
-        for name in ("conftest.py", "story.py", *telling):
+        for name in ("conftest.py", "story.py", "test_rules_machine.py", *telling):
             shutil.copy(ROOT / "tests" / name, tests)
         shutil.copy(ROOT / "pyproject.toml", folder)
         return _fails(Path(folder), ["-k", mutant.noticed_by, *(f"tests/{name}" for name in telling)])

@@ -551,6 +551,7 @@ def test_every_flag_and_its_variable_do_the_same(place):
         "ca_file": str(place.write("ca.pem", "")),
         "state_dir": "/s",
         "control": "/c",
+        "metrics_textfile": "/m.prom",
     }
     file = place.printers('match = { serial = "1" }')
     by_flags = place.load(config=str(file), **given)
@@ -580,7 +581,8 @@ def test_every_flag_and_its_variable_do_the_same(place):
         octoprint_settings=mk3.octoprint_settings,
         ca_file=place.folder / "ca.pem",
     )
-    assert (by_flags.state_dir, by_flags.control) == (Path("/s"), Path("/c"))
+    found = (by_flags.state_dir, by_flags.control, by_flags.metrics_textfile)
+    assert found == (Path("/s"), Path("/c"), Path("/m.prom"))
     assert set(given) | {"config"} == set(config._FLAGS)
 
 
@@ -790,11 +792,12 @@ def test_a_config_yaml_that_is_not_understood_is_one_mistake(place):
 # --- keys -------------------------------------------------------------------------------------------------
 
 
-def test_a_credential_stands_in_for_a_key_file(place):
+@pytest.mark.parametrize("name", ["mk3.key", "keys_mk3.key"])
+def test_a_credential_stands_in_for_a_key_file(place, name):
     """Systemd's credential NAME.key is found by the printer's name; a named file comes first."""
     credentials = place.folder / "credentials"
     credentials.mkdir()
-    (credentials / "mk3.key").write_text("of-systemd", encoding="ascii")
+    (credentials / name).write_text("of-systemd", encoding="ascii")
     environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
     place.write("config.toml", f'[printers.mk3]\noctoprint = "{URL}"\n')
     key = place.load(environ=environ).printers[0].key
@@ -1025,3 +1028,20 @@ def test_no_text_on_a_command_line_raises_anything_but_wrong(text, flag):
         mistakes = mistakes_of(flags, environ)
         assert mistakes
         assert not [mistake for mistake in mistakes if not mistake.isprintable()]
+
+
+# --- a draft ----------------------------------------------------------------------------------------------
+
+
+def test_a_draft_is_judged_as_the_file_would_be(tmp_path, monkeypatch):
+    """What is not written yet is checked like what is; its key may come later, our variables are not its."""
+    monkeypatch.setenv("PORTRETRY_INTERVAL", "nonsense")
+    path = tmp_path / "config.toml"
+    path.write_text("what is there is not looked at")
+    draft = '[printers.a]\noctoprint = "http://127.0.0.1:5000/"\nport = "/dev/ttyS0"\n'
+    (printer,) = config.judge(draft, path).printers
+    assert (printer.octoprint, printer.port) == ("http://127.0.0.1:5000", "/dev/ttyS0")
+    with pytest.raises(config.Wrong) as wrong:
+        config.judge(draft + 'probe = "no"\nprob = 1\n', path)
+    assert len(wrong.value.mistakes) == 2
+    assert all(mistake.startswith(f"{path}: printers.a.prob") for mistake in wrong.value.mistakes)

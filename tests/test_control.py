@@ -199,6 +199,14 @@ def one_group(monkeypatch):
     return own
 
 
+@pytest.fixture
+def other_group(monkeypatch):
+    """The group of those who may use serial ports is not the one that our files get by themselves."""
+    other = grp.struct_group((control.GROUP, "x", os.getegid() + 1, []))
+    monkeypatch.setattr(grp, "getgrnam", {control.GROUP: other}.__getitem__)
+    return other
+
+
 def mode(path):
     return stat.S_IMODE(path.lstat().st_mode)
 
@@ -213,15 +221,25 @@ def make_stale(path):
 
 # -- the socket file ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("umask", [0, 0o077])
-@pytest.mark.parametrize(("user", "modes"), [(0, (0o755, 0o660)), (1000, (0o700, 0o600))])
-@pytest.mark.usefixtures("one_group")
-def test_who_may_use_it(path, monkeypatch, umask, user, modes):
-    """Root's socket is for the serial ports' group too, a user's for that user alone, whatever the umask."""
+@pytest.mark.parametrize(
+    ("user", "group"), [(0, "other_group"), (0, "one_group"), (1000, "other_group"), (1000, "one_group")]
+)
+def test_who_may_use_it(path, monkeypatch, request, umask, user, group):  # noqa: PLR0913, PLR0917
+    """Root's socket is for the serial ports' group too, a user's for that user alone, whatever the umask.
+
+    But a service may run as another user, in that group: then its socket is the group's already.
+    """
+    wanted = request.getfixturevalue(group)
+    given = []
     monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append((path, uid, gid)))
     before = os.umask(umask)
     try:
         with serving(path):
-            assert (mode(path.parent), mode(path)) == modes
+            assert mode(path.parent) == (0o755 if user == 0 else 0o700)
+            assert mode(path) == (0o600 if (user, group) == (1000, "other_group") else 0o660)
+            # Unless it must, nothing is given away: a service without CAP_CHOWN could not.
+            assert given == ([(path, -1, wanted.gr_gid)] if (user, group) == (0, "other_group") else [])
     finally:
         os.umask(before)
 
@@ -249,7 +267,7 @@ def test_no_such_group(path, monkeypatch):
         assert served.works()
 
 
-@pytest.mark.usefixtures("one_group")
+@pytest.mark.usefixtures("other_group")
 def test_group_cannot_be_let_in(path, monkeypatch, caplog):
     """A service without the right to give files away says who is left out, and serves the rest."""
 
@@ -442,7 +460,8 @@ def test_status(served):
     """Exactly what DESIGN section 6 promises, for each printer in the order of the configuration."""
     served.watchers["mk3"].show(next_look=time.monotonic() + 60)
     answer = served.client().ask(STATUS)
-    assert list(answer) == ["version", "printers"]
+    assert list(answer) == ["version", "program", "printers", "push", "events_why"]
+    assert answer["push"] == {"mk3": None, "ender": None}
     assert list(answer["printers"]) == ["mk3", "ender"]
     found = answer["printers"]["mk3"]
     assert list(found) == KEYS
@@ -1088,11 +1107,13 @@ def test_status_for_people(path, monkeypatch):
     """A table: name, state and since when; below it why, and who has the port."""
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
+    monkeypatch.setattr(time, "time", lambda: SINCE + 3.5 * 86400)
     with serving(path, FakeWatcher("mk3"), holders=Holders((Holder(812, "avrdude"),))) as served:
+        served.watchers["mk3"].show(next_look=time.monotonic() + 7.9)
         result = run(served, "status", "mk3")
     assert result.stdout.splitlines() == [
-        "NAME  STATE         SINCE",
-        "mk3   held          2023-11-14 22:13:20",
+        "NAME  STATE         SINCE                FOR     NEXT LOOK",
+        "mk3   held          2023-11-14 22:13:20  3 d     in 8 s",
         "  disconnected on purpose: hands off until the printer is switched off and on",
         "  /dev/serial/by-id/usb-1 -> /dev/ttyACM0, in use by avrdude (pid 812)",
     ]
@@ -1411,3 +1432,58 @@ def test_a_configured_socket_that_cannot_be_made(bench, path):
         assert watching.end() == os.EX_CONFIG
         assert served.works()
     assert bench.octoprint.requests == []
+
+
+def test_pause_by_command_ends_by_itself_also_over_a_restart(bench, path):
+    """`pause 6s`: the port is free when the command has ended, and watched again when the time is over."""
+    with service(bench, path) as watching:
+        watching.expect("listening")
+        assert_eventually(lambda: bench.printer.stats().holders == 1, SOON, "the port is not listened to")
+        began = time.monotonic()
+        result = CliRunner().invoke(main, ["pause", "6s", "--control", str(path)])
+        assert bench.printer.stats().holders == 0
+        assert (result.exit_code, result.stdout) == (0, "printer: paused for 6 s\n")
+        watching.stop(within=SOON)
+    with service(bench, path) as watching:
+        watching.expect("paused")
+        watching.expect("listening")
+        assert 6 <= time.monotonic() - began < 6 + SOON
+        watching.stop(within=SOON)
+
+
+def test_a_hundred_clients_keep_no_printer_waiting(bench, path):
+    """Silent, flooding, following and half-spoken ones at once: the printer comes back as if nobody asked."""
+    with service(bench, path) as watching, contextlib.ExitStack() as stack:
+        watching.expect("listening")
+        over = threading.Event()
+
+        def flood(client):
+            while not over.is_set():
+                try:
+                    client.sock.sendall(b'{"version": 1, "command": "status"}\n' * 20)
+                except OSError:  # hung up, or nobody reads any more
+                    return
+
+        floods = []
+        for number in range(100):
+            client = stack.enter_context(RawClient(path))
+            match number % 4:
+                case 0:
+                    client.send(b"\xff{" * 3000)
+                case 1:
+                    client.send(json.dumps(STATUS | {"follow": True}).encode() + b"\n")
+                case 2:
+                    client.send(b'{"version": 1, "comm')
+                case 3:
+                    floods.append(threading.Thread(target=flood, args=(client,)))
+                    floods[-1].start()
+        try:
+            bench.printer.power_on()
+            watching.expect("connected", timeout=SOON)
+        finally:
+            over.set()
+            stack.close()
+            for thread in floods:
+                thread.join(SOON)
+        assert_eventually(lambda: state(path) == "connected", 2 * SOON, "it does not answer any more")
+        watching.stop(within=SOON)

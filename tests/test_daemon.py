@@ -730,16 +730,18 @@ def test_a_wrong_configuration_changes_nothing(tmp_path):
 
 
 def test_what_takes_a_restart_is_told(tmp_path):
-    """Another folder or socket is not taken over in flight, and all else is."""
+    """Another folder, socket or file is not taken over in flight, and all else is."""
     with Bench(tmp_path, powered=False) as bench:
         written = Written(tmp_path, bench)
         with written.service as service:
             service.expect("mk3: listening")
             text = written.file.read_text()
-            written.file.write_text(text.replace("/state", "/elsewhere").replace("control.sock", "c.sock"))
+            moved = text.replace("/state", "/elsewhere").replace("control.sock", "c.sock")
+            written.file.write_text(f'metrics_textfile = "{tmp_path}/m.prom"\n{moved}')
             written.hang_up()
             service.expect("state_dir has changed: that takes a restart")
             service.expect("control has changed: that takes a restart")
+            service.expect("metrics_textfile has changed: that takes a restart")
             service.expect("configuration read again: mk3 unchanged")
             assert list(control.ask(tmp_path / "control.sock", "status")["printers"]) == ["mk3"]
             service.stop()

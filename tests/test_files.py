@@ -93,3 +93,11 @@ def test_a_link_is_replaced_not_followed(tmp_path):
     files.write(tmp_path / "link", b"ours")
     assert (tmp_path / "other").read_bytes() == b"theirs"
     assert not (tmp_path / "link").is_symlink()
+
+
+def test_what_need_not_last_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    """Who writes each minute wears no SD card out; it is there whole all the same."""
+    monkeypatch.setattr(os, "fsync", lambda _fd: pytest.fail("it waits for the disk"))
+    files.write(tmp_path / "numbers", b"1", files.PUBLIC, lasting=False)
+    assert (tmp_path / "numbers").read_bytes() == b"1"
+    assert mode(tmp_path / "numbers") == 0o644

@@ -187,6 +187,14 @@ def test_a_credential_is_not_judged_by_its_mode(tmp_path, mode, monkeypatch):
     assert str(source) == f"credential {path}"
 
 
+def test_a_credential_of_a_folder(tmp_path):
+    """Systemd, given the whole folder as ``keys``, puts that in front; the single one is meant more."""
+    (tmp_path / "keys_mk3.key").write_text("of-a-folder")
+    assert KeySource.from_credential(tmp_path, "mk3").read() == "of-a-folder"
+    (tmp_path / "mk3.key").write_text("single")
+    assert KeySource.from_credential(tmp_path, "mk3").read() == "single"
+
+
 def test_a_credential_that_cannot_be_read_is_told_without_a_chown(tmp_path, monkeypatch):
     """Nobody can chown a credential; it is named all the same."""
     source = KeySource.from_credential(tmp_path, "mk3")

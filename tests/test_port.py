@@ -424,6 +424,9 @@ def test_each_errno_is_an_outcome(pty, monkeypatch, code, expected):
     assert str(refused).startswith(f"{pty.node}: ")
     if expected is Refusal.UNKNOWN:
         assert os.strerror(code) in str(refused)
+    # A mode is cured by a group, a control group by what set it up.
+    assert ("dialout" in str(refused)) is (code == errno.EACCES)
+    assert ("DeviceAllow=" in str(refused)) is (code == errno.EPERM)
 
 
 def test_an_error_without_a_number_means_hands_off(pty, monkeypatch):

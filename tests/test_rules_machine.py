@@ -49,6 +49,8 @@ PAUSES = st.sampled_from([0.0, 0.004, 0.1, 0.5, 1.0, 2.9, 5.0, 12.0, 31.0, 95.0,
 class World(RuleBasedStateMachine):
     """People, plugins, cables, mains, OctoPrints and other processes, all at odds."""
 
+    teller = Story  # who tells the story
+
     @initialize(
         interval=st.sampled_from([0.3, 5.0, 5.0, 60.0, 600.0]),
         reconnect=st.sampled_from(["on-return", "on-return", "always"]),
@@ -65,7 +67,7 @@ class World(RuleBasedStateMachine):
     )
     def begin(self, octo, flags, memory, shun, **policy):
         answers, plugged, modem, resets, keeps_dtr, pushes, forgetful = flags
-        self.story = Story(
+        self.story = self.teller(
             octo=octo,
             answers=answers,
             plugged=plugged,

@@ -9,10 +9,11 @@ None of them but the first is needed; what is not told stays unknown.
 
 import contextlib
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from portretry_udev.rest import Rest, Trouble, one_line
 
-__all__ = ["RIVALS", "About", "ask_about"]
+__all__ = ["RIVALS", "About", "Remark", "ask_about"]
 
 NEEDED = ("STATUS", "CONNECTION")
 """The permissions without which nothing works: to look, and to connect (facts, section 4)."""
@@ -54,6 +55,14 @@ RIVALS = {
 PORT_LISTER = "portlister"
 
 
+class Remark(NamedTuple):
+    """One thing that a person should know of an OctoPrint, and what to do about it."""
+
+    subject: Literal["permissions", "safe mode", "rival"]
+    what: str
+    cure: str
+
+
 @dataclass(frozen=True, slots=True)
 class About:
     """What one OctoPrint is; for one run of it.
@@ -76,20 +85,24 @@ class About:
 
     def sayings(self) -> list[str]:
         """What a person should know of it, and do: a line each."""
+        return [f"{remark.what}: {remark.cure}" for remark in self.remarks()]
+
+    def remarks(self) -> list[Remark]:
+        """The same, in parts."""
         said = []
         if self.missing:
             whose = "the API key's user" + (f" {self.user}" if self.user else "")
             lacks = " and ".join(self.missing)
-            said.append(f"{whose} lacks {lacks}: grant it in OctoPrint's settings, Access Control")
+            cure = "grant it in OctoPrint's settings, Access Control"
+            said.append(Remark("permissions", f"{whose} lacks {lacks}", cure))
         if self.safe_mode:
             why = SAFE_MODES.get(self.safe_mode, self.safe_mode)
-            said.append(
-                f"OctoPrint runs in safe mode ({why}), without third-party plugins: restart it to end that"
-            )
+            what = f"OctoPrint runs in safe mode ({why}), without third-party plugins"
+            said.append(Remark("safe mode", what, "restart it to end that"))
         for rival in RIVALS.values():
             if rival.name in self.rivals:
                 cure = "disable it in OctoPrint's plugin manager"
-                said.append(f"OctoPrint's plugin {rival.name} {rival.does}: {cure}")
+                said.append(Remark("rival", f"OctoPrint's plugin {rival.name} {rival.does}", cure))
         return said
 
 

@@ -3,6 +3,7 @@
 Knows click and sysexits(3).  Must not know any single command.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from portretry_udev import logs
 from portretry_udev.config import DEFAULT_FILE, Config, Wrong, load
 from portretry_udev.devices import Devices, NoLibudevError
 
@@ -25,9 +27,10 @@ _CONFIGURE = ("PORTRETRY_CONFIG", "PORTRETRY_OCTOPRINT", "PORTRETRY_OCTOPRINT_CO
 
 
 def say(*lines: str) -> None:
-    """Put lines on stderr, each with our name in front."""
+    """Put lines on stderr, each with our name in front; in the journal systemd does that."""
+    front = logs.priority(logging.ERROR) if logs.is_journal(sys.stderr) else "portretry-udev: "
     for line in lines:
-        click.echo(f"portretry-udev: {line}", err=True)
+        click.echo(f"{front}{line}", err=True)
 
 
 def fail(status: int, *lines: str) -> NoReturn:

@@ -34,10 +34,11 @@ EX_REFUSED = 1
 EX_CANTCREAT = 73
 EX_NOPERM = 77
 
-_STATUS = {
+STATUS = {
     Why.DENIED: EX_REFUSED,
     Why.TIMED_OUT: EX_REFUSED,
     Why.REFUSED: EX_REFUSED,
+    Why.NEW: EX_REFUSED,
     Why.AWAY: EX_UNAVAILABLE,
     Why.RATE_LIMITED: EX_TEMPFAIL,
     Why.NOT_ALLOWED: EX_NOPERM,
@@ -117,9 +118,9 @@ def login(  # noqa: PLR0913 - one argument a flag
             click.echo(path)
             return
         if create_user:
-            key = _create_user(place, user, account or login_.APP, password_stdin=password_stdin)
+            key = key_of_new_account(place, user, account or login_.APP, password_stdin=password_stdin)
         else:
-            key = _ask(place, user, timeout)
+            key = ask_for_key(place, user, timeout)
         _keep(place, path, key, created=create_user)
 
 
@@ -148,15 +149,16 @@ def _told() -> Iterator[None]:
     try:
         yield
     except LoginTrouble as trouble:
-        fail(_STATUS[trouble.why], str(trouble), "no key was stored")
+        fail(STATUS[trouble.why], str(trouble), "no key was stored")
     except Trouble as trouble:
-        fail(_status(trouble), str(trouble), "no key was stored")
+        fail(status_of(trouble), str(trouble), "no key was stored")
     except (KeyboardInterrupt, click.Abort):  # click makes the one into the other at a prompt
         _say()
         fail(EX_INTERRUPTED, "given up, no key was stored")
 
 
-def _status(trouble: Trouble) -> int:
+def status_of(trouble: Trouble) -> int:
+    """The exit status that says whose fault it was."""
     return EX_REFUSED if trouble.kind in (Kind.KEY, Kind.REFUSED) else EX_UNAVAILABLE
 
 
@@ -195,7 +197,7 @@ def _works(place: Place, path: Path) -> bool:
             account = login_.whose(rest)
             login_.judge(account, rest.who)
     except (LoginTrouble, Trouble) as trouble:
-        if isinstance(trouble, Trouble) and _status(trouble) == EX_UNAVAILABLE:
+        if isinstance(trouble, Trouble) and status_of(trouble) == EX_UNAVAILABLE:
             raise
         _say(f"The stored key is to be replaced: {trouble}.")
         return False
@@ -219,7 +221,13 @@ def _keep(place: Place, path: Path, key: str, *, created: bool) -> None:
 
 
 # -- asking people -----------------------------------------------------------------------------------------
-def _ask(place: Place, user: str | None, timeout: float) -> str:
+def ask_for_key(place: Place, user: str | None, timeout: float) -> str:
+    """Have somebody click Allow, and tell where.
+
+    Raises:
+        LoginTrouble: nobody did.
+        Trouble: OctoPrint did not answer.
+    """
     with _octoprint(place) as rest:
         question = login_.Question(rest, user)
         _say(f'OctoPrint now shows an "Access Request" of {login_.APP} to')
@@ -233,7 +241,13 @@ def _ask(place: Place, user: str | None, timeout: float) -> str:
         return question.answer(timeout)
 
 
-def _create_user(place: Place, admin: str | None, account: str, *, password_stdin: bool) -> str:
+def key_of_new_account(place: Place, admin: str | None, account: str, *, password_stdin: bool) -> str:
+    """Have an administrator log in, and make an account that can only look and connect; its key.
+
+    Raises:
+        LoginTrouble: it was refused.
+        Trouble: OctoPrint did not answer.
+    """
     if admin is None:
         _say("An administrator of OctoPrint has to log in, once; the password is kept nowhere.")
         admin = str(click.prompt("Name", err=True))
@@ -257,7 +271,7 @@ def _check(place: Place, *, as_json: bool) -> int:
             found |= _described(account)
             login_.judge(account, rest.who)
     except (LoginTrouble, Trouble, KeyTrouble) as trouble:
-        status = _status(trouble) if isinstance(trouble, Trouble) else EX_REFUSED
+        status = status_of(trouble) if isinstance(trouble, Trouble) else EX_REFUSED
         found["trouble"] = str(trouble)
     else:
         status = 0

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from portretry_udev import octoprint_config
 from portretry_udev.keys import VARIABLE as KEY_VARIABLE
-from portretry_udev.keys import KeySource, KeyTrouble, usual_place
+from portretry_udev.keys import KeySource, KeyTrouble, credential, usual_place
 from portretry_udev.octoprint_config import OctoPrintConfigTrouble, OctoPrintSettings
 
 DEFAULT_FILE = Path("/etc/portretry-udev/config.toml")
@@ -40,7 +40,10 @@ _LONGEST_SOCKET = 107  # bytes of a Unix socket's path (unix(7): 108 with the fi
 _MOST_BYTES = 1 << 20
 _MOST_SHOWN = 60  # characters of a wrong value
 _ALONE = "printer"  # the name of the one printer that is set up by flags
-_NOWHERE = KeySource(None)  # stands for a key whose place nobody has named
+NOWHERE = KeySource(None)  # stands for a key whose place nobody has named
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+"""A printer's name.  It is a file's, a credential's and an argument's: no slash, no dot or dash in front."""
 
 _TYPE_THIS = (
     "portretry-udev watch --octoprint http://127.0.0.1:5000 --api-key-file /etc/portretry-udev/printer.key"
@@ -101,11 +104,13 @@ class Config:
         printers: the selected ones, in the order of the file.
         state_dir: the folder for what must survive a restart.
         control: the path of the control socket; None: the default.
+        metrics_textfile: where metrics are written for node_exporter; None: nowhere.
     """
 
     printers: tuple[Printer, ...]
     state_dir: Path
     control: Path | None = None
+    metrics_textfile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,27 @@ class Place:
     octoprint: str
     key: KeySource | None
     ca_file: Path | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is there of a configuration, whole or not.
+
+    Attributes:
+        file: that was read; None: there is none.
+        mistakes: as those of `Wrong`, but for keys: reading a printer's key tells.
+        printers: those without a mistake of their own; ``key`` is `NOWHERE` where nobody has named its place.
+        state_dir: as in `Config`; None: it could not be made out.
+        control: likewise.
+        metrics_textfile: likewise.
+    """
+
+    file: Path | None
+    mistakes: tuple[str, ...]
+    printers: tuple[Printer, ...]
+    state_dir: Path | None = None
+    control: Path | None = None
+    metrics_textfile: Path | None = None
 
 
 class Wrong(Exception):  # noqa: N818 - `except Wrong` reads well
@@ -238,6 +264,13 @@ def _socket(value: object) -> Path:
     return path
 
 
+def _textfile(value: object) -> Path:
+    path = _path(value)
+    if path.suffix != ".prom" or path.name.startswith("."):
+        raise _BadError(f'must end in ".prom", or node_exporter does not read it, is {_shown(str(path))}')
+    return path
+
+
 def _node(value: object) -> str:
     text = _text(value)
     if text.upper() == "AUTO":
@@ -267,6 +300,15 @@ def _url(value: object) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
+def octoprint_url(text: str) -> str:
+    """An address of OctoPrint's as it belongs into a configuration.
+
+    Raises:
+        ValueError: it is none; the text says what it must be, and does not show it.
+    """
+    return _url(text)
+
+
 def _hex(example: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         text = value.lower().removeprefix("0x") if isinstance(value, str) else ""
@@ -287,7 +329,12 @@ _MATCH: dict[str, Callable[[object], str]] = {
 }
 _FIRMWARE: dict[str, Callable[[object], str]] = {"machine": _text, "uuid": _text}
 _TABLES = ("match", "firmware")
-_TOP: dict[str, Callable[[object], Any]] = {"interval": _interval, "state_dir": _path, "control": _socket}
+_TOP: dict[str, Callable[[object], Any]] = {
+    "interval": _interval,
+    "state_dir": _path,
+    "control": _socket,
+    "metrics_textfile": _textfile,
+}
 _PRINTER: dict[str, Callable[[object], Any]] = {
     "octoprint": _url,
     "api_key_file": _key_path,
@@ -320,10 +367,11 @@ _FLAGS = (
     "ca_file",
     "state_dir",
     "control",
+    "metrics_textfile",
 )
 """The settings that flags and the environment can give; ``match`` and the rest need a file."""
 
-_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control")
+_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control", "metrics_textfile")
 _SPOKEN_FLAGS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -371,13 +419,19 @@ class _Loader:
     Args:
         environ: the environment.
         keys_wanted: a key that is missing or cannot be used is a mistake.
+        draft: what the file is taken to hold, instead of what it does.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, keys_wanted: bool = True) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], *, keys_wanted: bool = True, draft: bytes | None = None
+    ) -> None:
         self.mistakes: list[str] = []
+        self._draft = draft
         self._environ = environ
         self._keys_wanted = keys_wanted
         self._settings: dict[Path, OctoPrintSettings | None] = {}
+        self.read: Path | None = None  # the file
+        self.sound: tuple[Printer, ...] = ()  # printers without a mistake of their own
 
     def wrong(self, where: str, what: object) -> None:
         self.mistakes.append(f"{where}: {what}")
@@ -455,8 +509,7 @@ class _Loader:
 
     def _toml(self, path: Path) -> dict[str, Any] | None:
         try:
-            with path.open("rb") as file:
-                raw = file.read(_MOST_BYTES + 1)
+            raw = self._draft if self._draft is not None else _start_of(path)
             if len(raw) > _MOST_BYTES:
                 self.wrong(str(path), "is too big for a configuration")
                 return None
@@ -473,8 +526,7 @@ class _Loader:
         return None
 
     def _table(self, name: str, table: object, where: str) -> _Layer:
-        # The name is a file's, a credential's and an argument's: no slash, no dot or dash in front.
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+        if not NAME.fullmatch(name):
             self.wrong(
                 where, "a printer's name has 1 to 64 letters, digits, _ . or -, and begins with none of . -"
             )
@@ -595,7 +647,7 @@ class _Loader:
         named = given.get("octoprint_config")
         if settings is not None and named is not None:
             place = f"{named.where}: {named.value}: server.host and server.port"
-            derived = self.given(_url, _address(settings), place)
+            derived = self.given(_url, address(settings), place)
             return None if derived.wrong else str(derived.value)
         if named is None:  # else its trouble was told already
             self.wrong(missing, 'is missing; name the URL of its OctoPrint, such as "http://127.0.0.1:5000"')
@@ -619,12 +671,12 @@ class _Loader:
             source, place = said.value, said.where
         elif file is not None:
             source, place = KeySource.from_file(file.value), file.where
-        elif credentials and _exists(Path(credentials) / f"{name}.key"):
+        elif credentials and _exists(credential(Path(credentials), name)):
             source, place = KeySource.from_credential(Path(credentials), name), missing
         elif _exists(usual := usual_place(name, self._environ)):
             source, place = KeySource.from_file(usual), missing
         elif not self._keys_wanted:
-            return _NOWHERE
+            return NOWHERE
         else:
             hint = (
                 f"name a file (mode 0600) that holds OctoPrint's API key, pass the credential {name}.key, or "
@@ -723,8 +775,38 @@ def load_place(
         names = ", ".join(printer.name for printer in printers)
         raise Wrong([f"there are several printers, name one of them: {names}"])
     (printer,) = printers
-    key = None if printer.key == _NOWHERE else printer.key
+    key = None if printer.key == NOWHERE else printer.key
     return Place(printer.name, printer.octoprint, key, printer.ca_file)
+
+
+def judge(text: str, path: Path) -> Config:
+    """What a service would make of a file with this text, which need not be there yet; nor need its keys.
+
+    Args:
+        text: of the file.
+        path: its place, for the words of mistakes.
+
+    Raises:
+        Wrong: there are mistakes.
+    """
+    loader = _Loader({}, keys_wanted=False, draft=text.encode("utf-8", "surrogatepass"))
+    return _load(loader, {"config": str(path)}, {}, (), DEFAULT_FILE)
+
+
+def survey(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    only: Collection[str] = (),
+    *,
+    default_file: Path = DEFAULT_FILE,
+) -> Survey:
+    """What can be made of a configuration, by whoever wants to know what is wrong; arguments as `load`."""
+    loader = _Loader(environ, keys_wanted=False)
+    try:
+        found = _load(loader, flags, environ, only, default_file)
+    except Wrong as wrong:
+        return Survey(loader.read, tuple(wrong.mistakes), loader.sound)
+    return Survey(loader.read, (), found.printers, found.state_dir, found.control, found.metrics_textfile)
 
 
 def _load(
@@ -742,7 +824,7 @@ def _load(
     if named is not None and named.wrong:
         raise Wrong(loader.mistakes)
     if named is not None or ((only or "octoprint" not in spoken) and _exists(default_file)):
-        path = default_file if named is None else named.value
+        path = loader.read = default_file if named is None else named.value
         top, tables = loader.file(path, only)
         printers = _printers(loader, path, [top, environment, arguments], tables, only)
     elif "octoprint" in spoken or "octoprint_config" in spoken:
@@ -752,15 +834,18 @@ def _load(
     else:
         loader.wrong("no configuration", f"{default_file} is not there; write it, or type: {_TYPE_THIS}")
     loader.judge_shared_key(spoken, printers)
+    loader.sound = tuple(printer for printer in printers if printer is not None)
     if loader.mistakes:
         raise Wrong(loader.mistakes)
-    state_dir, control = (
-        _merged([top, environment, arguments]).get(name) for name in ("state_dir", "control")
+    state_dir, control, metrics_textfile = (
+        _merged([top, environment, arguments]).get(name)
+        for name in ("state_dir", "control", "metrics_textfile")
     )
     return Config(
-        printers=tuple(printer for printer in printers if printer is not None),
+        printers=loader.sound,
         state_dir=_default_state_dir(environ) if state_dir is None else state_dir.value,
         control=None if control is None else control.value,
+        metrics_textfile=None if metrics_textfile is None else metrics_textfile.value,
     )
 
 
@@ -809,7 +894,7 @@ def _too_wide(match: Mapping[str, str]) -> str:
     return ""
 
 
-def _address(settings: OctoPrintSettings) -> str:
+def address(settings: OctoPrintSettings) -> str:
     """Where an OctoPrint with these settings answers on this machine."""
     host = settings.host or ""
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - every address, so the loopback one too
@@ -826,6 +911,11 @@ def _default_state_dir(environ: Mapping[str, str]) -> Path:
         return Path("/var/lib/portretry-udev")
     home = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME', '')}/.local/state"
     return Path(home) / "portretry-udev"
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_MOST_BYTES + 1)
 
 
 def _exists(path: Path) -> bool:

@@ -7,9 +7,10 @@ A client sends JSON objects, one a line of at most `LINE_LIMIT` bytes, and gets 
 
     {"version": 1, "command": "status", "printer": "mk3", "follow": false}
     {"version": 1, "command": "pause", "seconds": 600}
-    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "pending": []}
+    -> {"version": 1, "printers": {"mk3": {"state": "paused", ...}}, "push": {"mk3": true}, "pending": []}
     -> {"version": 1, "error": "no printer is named mk4; there are: mk3", "kind": "printer"}
 
+``program`` in an answer is the version of the package that the service was started from.
 ``printer`` left out means all of them.  With ``follow``, one more line comes at each change.  ``pending``
 names printers that have not yet done what was asked.  After a line that is not understood we hang up.
 """
@@ -24,15 +25,19 @@ import pwd
 import select
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from portretry_udev import __version__
 from portretry_udev import port as ports
 from portretry_udev.events import Pause, Resume, Retry
+from portretry_udev.tally import Tally
+from portretry_udev.watchdog import Pulse
 
 VERSION = 1
 SYSTEM_PATH = Path("/run/portretry-udev/control.sock")
@@ -51,6 +56,7 @@ _HOLDER_PERIOD = 1.0  # seconds: a look into /proc takes 20 ms, and is not repea
 _ACCEPT_PAUSE = 1.0  # seconds without letting anybody in when there are no descriptors left
 _ANSWER_LIMIT = 1 << 20  # bytes; an answer has some 500 a printer
 _SHOWN = 64  # characters of a name that is none
+_PEER = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid; of a client, of whoever listened
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 _log = logging.getLogger("portretry_udev.control")
@@ -81,6 +87,8 @@ class Snapshot:
         paused: a person's word that is obeyed now.
         holding: our end of the port is open.
         news: unequal when there is something worth telling; it counts no seconds.
+        push: OctoPrint tells of its changes by itself; None: it is not asked to.
+        tally: what was counted since the service began.
     """
 
     state: str
@@ -94,6 +102,8 @@ class Snapshot:
     paused: bool
     holding: bool
     news: tuple[str, str] | None
+    push: bool | None = None
+    tally: Tally = field(default_factory=Tally)
 
 
 class Watched(Protocol):
@@ -157,8 +167,7 @@ class _Socket:
         _clear(self.path)
         self.listener.bind(str(self.path))
         self._inode = _inode(self.path)
-        if os.geteuid() == 0:
-            _admit(self.path, GROUP)
+        _admit(self.path, GROUP)
         self.listener.listen(_BACKLOG)
 
     def close(self) -> None:
@@ -225,9 +234,17 @@ def _is_served(path: Path) -> bool:
 
 
 def _admit(path: Path, group: str) -> None:
-    """Let the group use the socket, where there is such a group."""
+    """Let the group use the socket: root's, where there is such a group, and whose own group it is.
+
+    By the group, not by who we are: a service may run as another user than root, as group dialout; and root
+    without CAP_CHOWN can give nothing away, but need not if the file is the group's already.
+    """
     try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        wanted = grp.getgrnam(group).gr_gid
+        if path.lstat().st_gid != wanted:
+            if os.geteuid() != 0:
+                return  # a person's own service
+            os.chown(path, -1, wanted)
         path.chmod(0o660)
     except KeyError:
         return
@@ -327,6 +344,7 @@ class Server:
         path: of the socket.
         watchers: of the printers; others may come in their place (`replace`).
         events: tells which device events arrive: ``udev``, ``kernel`` or ``none``.
+        events_why: tells why no others do, for people; empty: there is nothing to tell.
         holders: who has a node open; for tests.
         clock: seconds that never go backwards, the watchers' own.
 
@@ -334,18 +352,20 @@ class Server:
         ControlError: the socket cannot be made.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, each of which a test may replace
         self,
         path: Path,
         watchers: Iterable[Watched],
         events: Callable[[], str],
         *,
+        events_why: Callable[[], str] = str,
         holders: Callable[[str], ports.Holders] = ports.holders,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watchers: dict[str, Watched] = {}
         self.replace(watchers)
         self._events = events
+        self._events_why = events_why
         self._holders = holders
         self._clock = clock
         self._held: dict[str, tuple[float, str, str | None]] = {}  # name -> looked at, node, holder
@@ -354,6 +374,7 @@ class Server:
         self._stopping = False
         self._socket = _Socket(path)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.pulse = Pulse("control socket", self._wake)
 
     def replace(self, watchers: Iterable[Watched]) -> None:
         """From now on these are the printers; from any thread.  Who follows is told within 0.2 s."""
@@ -365,13 +386,18 @@ class Server:
             while not self._stopping:
                 self._once()
         finally:
+            self.pulse.end()
             for peer in list(self._peers.values()):
                 self._drop(peer)
 
     def stop(self) -> None:
         """End `run` soon; from any thread."""
         self._stopping = True
-        os.write(self._wake_write, b"!")
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is full of wake-ups already
+            os.write(self._wake_write, b"!")
 
     def close(self) -> None:
         """Take the socket away; after `run` has ended."""
@@ -388,6 +414,9 @@ class Server:
         for fd, peer in self._peers.items():
             poll.register(fd, peer.wants())
         happened = poll.poll(self._timeout())
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        self.pulse.beat()
         self._watchers = self._newest  # here alone, so that one round speaks of the same printers throughout
         for fd, mask in happened:
             if fd == listener.fileno():
@@ -556,7 +585,14 @@ class Server:
     # -- what they get
     def _report(self, request: _Request) -> dict[str, object]:
         events = self._events()
-        return {"printers": {watcher.name: self._status(watcher, events) for watcher in self._meant(request)}}
+        watchers = self._meant(request)
+        # Beside the printers stands what people like to know and `status --json` does not promise.
+        return {
+            "program": __version__,
+            "printers": {watcher.name: self._status(watcher, events) for watcher in watchers},
+            "push": {watcher.name: watcher.snapshot.push for watcher in watchers},
+            "events_why": self._events_why(),
+        }
 
     def _status(self, watcher: Watched, events: str) -> dict[str, object]:
         """One printer, as DESIGN section 6 has it."""
@@ -612,6 +648,17 @@ def ask(path: Path | None, command: str, **wishes: object) -> dict[str, Any]:
     """
     with contextlib.closing(_answers(path, command, wishes)) as answers:
         return next(answers)
+
+
+def server_pid(path: Path | None) -> int | None:
+    """Which process is the service, by its socket; None: none is there, or it is out of our sight."""
+    try:
+        sock, _ = _connect(_candidates(path))
+    except ControlError:
+        return None
+    with sock:
+        pid, _, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(pid) or None
 
 
 def follow(path: Path | None, printer: str | None) -> Generator[dict[str, Any], None, None]:

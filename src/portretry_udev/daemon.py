@@ -1,7 +1,8 @@
 """All printers: one monitor of uevents, one watcher thread each, the signals, and another configuration.
 
-Knows threads and signals, that `control` needs a thread too, and which watchers a new configuration leaves
-as they are.  Must not know what a printer is up to; each watcher does.
+Knows threads and signals, that `control` and `metrics` need a thread too, what systemd is to be told and
+when, and which watchers a new configuration leaves as they are.  Must not know what a printer is up to; each
+watcher does.
 """
 
 import logging
@@ -11,22 +12,26 @@ import select
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from portretry_udev import control
+from portretry_udev import control, metrics
 from portretry_udev.config import Config, Printer, Wrong
 from portretry_udev.devices import Devices
 from portretry_udev.memory import Memory
+from portretry_udev.notify import Notifier
 from portretry_udev.octoprint import Client
 from portretry_udev.push import Push
+from portretry_udev.watchdog import Pulse, Watchdog
 from portretry_udev.watcher import MakePusher, Watcher
 
 _log = logging.getLogger("portretry_udev.daemon")
 _GRACE = 0.7  # seconds in all for the watchers to end; the whole must take less than one
 _CONTROL_GRACE = 0.2  # seconds, after that, for the control socket's thread
+_METRICS_GRACE = 0.1  # seconds, before the latter, for the metrics' last word
 _LATE = 5.0  # seconds after which a watcher that does not end is told of; it takes milliseconds
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,6 +54,7 @@ class Daemon:
         dry_run: open and connect nothing.
         devices: for tests; else this machine's.
         again: reads the configuration again, at SIGHUP; raises `Wrong`.  Left out, SIGHUP ends the process.
+        notifier: tells systemd; left out, nobody is told.
     """
 
     def __init__(
@@ -58,13 +64,16 @@ class Daemon:
         dry_run: bool = False,
         devices: Devices | None = None,
         again: Callable[[], Config] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._devices = devices if devices is not None else Devices()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._config = config  # of its printers `_watches` knows better
         self._dry_run = dry_run
         self._again = again
+        self._notifier = notifier if notifier is not None else Notifier()
         self._server: control.Server | None = None
+        self._metrics: metrics.Writer | None = None
         self._failure: BaseException | None = None
         self._stopping = False
         self._changing = threading.Lock()  # held while watchers are begun: none may be once we are stopping
@@ -80,6 +89,7 @@ class Daemon:
             Memory(self._config.state_dir, printer.name),
             push=_push(printer),
             dry_run=self._dry_run,
+            changed=self._wake if self._notifier.is_there else lambda: None,
         )
         thread = threading.Thread(target=self._guarded, args=(watcher.run,), name=printer.name, daemon=True)
         return _Watch(printer, client, watcher, thread)
@@ -97,7 +107,7 @@ class Daemon:
             Exception: what no watcher foresaw; the process must end with it, since a deaf service that seems
                 alive is worse than one that systemd starts anew.
         """
-        with self._signals(), self._control():
+        with self._signals(), self._control(), self._measured():
             self._devices.start()  # before the first look, or what comes in between is missed
             if self._devices.events == "none":
                 _log.warning("no device events here, the interval stands in: %s", self._devices.events_why)
@@ -111,8 +121,10 @@ class Daemon:
                     threading.Thread(
                         target=self._guarded, args=rereading, name="configuration", daemon=True
                     ).start()
+                self._notifier.ready()
                 self._listen()
             finally:
+                self._notifier.stopping()
                 self._end()
         if self._failure is not None:
             raise self._failure
@@ -164,7 +176,10 @@ class Daemon:
         """Serve the control socket.  Only one that was asked for must be there: watching matters more."""
         path = self._config.control or control.default_path()
         try:
-            server = control.Server(path, self.watchers, lambda: self._devices.events)
+            devices = self._devices
+            server = control.Server(
+                path, self.watchers, lambda: devices.events, events_why=lambda: devices.events_why or ""
+            )
         except control.ControlError as e:
             if self._config.control is not None:
                 raise
@@ -181,6 +196,27 @@ class Daemon:
             thread.join(_CONTROL_GRACE)
             server.close()
 
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Write metrics, if that was asked for and can be done: watching matters more."""
+        path = self._config.metrics_textfile
+        try:
+            writer = metrics.Writer(path, self.watchers, lambda: self._devices.events) if path else None
+        except metrics.NoLibraryError as e:
+            _log.warning("%s", e)
+            writer = None
+        if writer is None:
+            yield
+            return
+        self._metrics = writer
+        thread = threading.Thread(target=self._guarded, args=(writer.run,), name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            writer.stop()
+            thread.join(_METRICS_GRACE)
+
     def _guarded(self, run: Callable[[], None]) -> None:
         """A thread's whole life: what it did not foresee ends the service."""
         try:
@@ -190,19 +226,30 @@ class Daemon:
             self.stop()
 
     def _listen(self) -> None:
-        """Hand out uevents until the end."""
+        """Hand out uevents until the end; and tell systemd how we are."""
+        within = self._notifier.watchdog
+        watchdog = None if within is None else Watchdog(within, self._pulses, self._notifier.alive)
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         poll.register(self._devices.fileno(), select.POLLIN)
         while not self._stopping:
-            retry_at = self._devices.retry_at
-            wait = None if retry_at is None else max(0.0, retry_at - time.monotonic()) * 1000 + 1
-            poll.poll(wait)
+            if watchdog is not None:
+                watchdog.look()
+            if self._notifier.is_there:
+                self._notifier.status(_summary(self.watchers))
+            times = [self._devices.retry_at, watchdog.due if watchdog is not None else None]
+            wake_at = min((each for each in times if each is not None), default=None)
+            poll.poll(None if wake_at is None else max(0.0, wake_at - time.monotonic()) * 1000 + 1)
             with suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
             for uevent in self._devices.read():
                 for watcher in self.watchers:
                     watcher.post(uevent)
+
+    def _pulses(self) -> list[Pulse]:
+        """Of all loops but this thread's own."""
+        served = [] if self._server is None else [self._server.pulse]
+        return [*served, *(watcher.pulse for watcher in self.watchers)]
 
     def _end(self) -> None:
         self._stopping = True
@@ -233,6 +280,7 @@ class Daemon:
                     self._calls.get_nowait()
             if self._stopping:
                 return
+            self._notifier.reloading()
             try:
                 config = self._again()
             except Wrong as wrong:
@@ -241,6 +289,8 @@ class Daemon:
                 _log.warning("the configuration was not read again: the old one stays")
             else:
                 self._take_over(config)
+            self._notifier.ready()
+            self._wake()
 
     def _take_over(self, config: Config) -> None:
         """Watch what this configuration says; whoever is in it as before is not touched.
@@ -248,7 +298,7 @@ class Daemon:
         Who has changed begins as after a restart of the service: a hold and a pause are recalled, but not
         whether an open would make an edge.
         """
-        for setting in ("state_dir", "control"):
+        for setting in ("state_dir", "control", "metrics_textfile"):
             if getattr(config, setting) != getattr(self._config, setting):
                 _log.warning("%s has changed: that takes a restart of the service", setting)
         before = {watch.printer.name: watch for watch in self._watches}
@@ -269,6 +319,8 @@ class Daemon:
                     watch.thread.start()
             if self._server is not None:
                 self._server.replace(self.watchers)
+            if self._metrics is not None:
+                self._metrics.replace(self.watchers)
         _log.info("configuration read again: %s", _changes(before, staying, config.printers))
 
 
@@ -303,6 +355,16 @@ def _changes(before: Iterable[str], staying: Iterable[str], printers: Iterable[P
         for name in now
     ]
     return ", ".join([*words, *(f"{name} removed" for name in before if name not in now)])
+
+
+def _summary(watchers: Iterable[Watcher]) -> str:
+    """How things stand, in the one line that ``systemctl status`` has for it."""
+    shots = [watcher.snapshot for watcher in watchers]
+    states = Counter(shot.news[0] if shot.news else shot.state for shot in shots)
+    printers = f"{len(shots)} printer{'' if len(shots) == 1 else 's'}"
+    if len(states) == 1:
+        return f"{printers}: {'' if len(shots) == 1 else 'all '}{next(iter(states))}"
+    return f"{printers}: " + ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
 
 
 def _has_terminal() -> bool:

@@ -218,10 +218,34 @@ class Missing:
         why: one line for people.
         settling: it is there, but udevd has not finished with it; a uevent follows, and a look a little later
             (a second is plenty) finds it.
+        kind: the same for programs; ``other``: what is there is not the printer.
+        cure: the end of ``why``, where that says what to do.
     """
 
     why: str
     settling: bool = False
+    kind: Literal["absent", "stale", "no node", "ambiguous", "other"] = field(default="absent", compare=False)
+    cure: str = field(default="", compare=False)
+
+    @property
+    def fact(self) -> str:
+        """``why`` without the cure."""
+        return self.why.removesuffix(self.cure).rstrip(":; ")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What udev's database says of a port for other programs to read.
+
+    Attributes:
+        tags: udev's, such as ``portretry``.
+        properties: by their names, such as ``ID_MM_PORT_IGNORE``.
+        known: udevd has been at it; without that there are none of either.
+    """
+
+    tags: frozenset[str]
+    properties: Mapping[str, str] = field(hash=False)
+    known: bool
 
 
 @dataclass(frozen=True)
@@ -510,14 +534,14 @@ class Devices:
             # Of `real`, not of `path`: a link that is moved between the two must not mix two devices.
             status = Path(real).stat()
         except ValueError:  # a NUL, or half a character
-            return Missing("the port's name is none that a path could have")
+            return Missing("the port's name is none that a path could have", kind="other")
         except FileNotFoundError:
             return self._absent(path, real)
         except OSError as error:
-            return Missing(f"{path} cannot be looked at: {error.strerror}")
+            return Missing(f"{path} cannot be looked at: {error.strerror}", kind="other")
         device = self._udev.by_number(status.st_rdev) if stat.S_ISCHR(status.st_mode) else None
         if not stat.S_ISCHR(status.st_mode) or (device is not None and device.subsystem != "tty"):
-            return Missing(f"{path} is not a serial port")
+            return Missing(f"{path} is not a serial port", kind="other")
         if missing := self._refused(path, real, status, device, match):
             return missing
         return _node(path, real, status, device)
@@ -535,7 +559,7 @@ class Devices:
             # The link was made where nodes have the kernel's names.  This node has one that is another's.
             return self._stale(real, status.st_rdev, self._named(real))
         if complaint := unfit(_traits(device) if device is not None else {}, match):
-            return Missing(f"{path} is another device: its {complaint}")
+            return Missing(f"{path} is another device: its {complaint}", kind="other")
         if device is not None and "/by-id/" in path and "path" not in match:
             return self._twins(path, device)
         return None
@@ -546,7 +570,7 @@ class Devices:
         if isinstance(chosen, Unchosen):
             # udevd may still be finding out the very properties that are asked for.
             settling = not chosen.fits and any(self._unready(port) for port in ports)
-            return Missing(chosen.why, settling)
+            return Missing(chosen.why, settling, kind="ambiguous" if chosen.fits else "absent")
         device = next(port for port in ports if port.device_node == chosen.node)
         if node := self._node_of(device):
             # With `match` again: the name may have passed to another device since.
@@ -565,10 +589,9 @@ class Devices:
         node, number = device.device_node or "", device.device_number
         if (stale := _number(node)) is not None:
             return self._stale(node, stale, device)
-        return Missing(
-            f"{node} is plugged in, but has no node here: {self._here.cure(node, number)}",
-            settling=number in self._arrivals,
-        )
+        cure = self._here.cure(node, number)
+        why = f"{node} is plugged in, but has no node here: {cure}"
+        return Missing(why, settling=number in self._arrivals, kind="no node", cure=cure)
 
     def _stale(self, real: str, number: int, instead: Device | None) -> Missing:
         """The node is there, but not the device that it is for."""
@@ -577,9 +600,12 @@ class Devices:
                 f"{real} is only a node, no device {_text_of(number)} is there: "
                 "the printer is unplugged or switched off"
             )
+        cure = self._here.renewal(real, instead.device_number)
         return Missing(
             f"{real} is stale: it is for device {_text_of(number)}, {instead.sys_name} is "
-            f"{_text_of(instead.device_number)}; {self._here.renewal(real, instead.device_number)}"
+            f"{_text_of(instead.device_number)}; {cure}",
+            kind="stale",
+            cure=cure,
         )
 
     def _replacement(self, match: Mapping[str, str]) -> Device | None:
@@ -604,7 +630,8 @@ class Devices:
         if len(twins) <= 1:
             return None
         names = (_candidate(port).by_path or port.device_node or "" for port in twins)
-        return Missing(f"{path} means {len(twins)} boards; set `port` to one of {', '.join(names)}")
+        cure = f"set `port` to one of {', '.join(names)}"
+        return Missing(f"{path} means {len(twins)} boards; {cure}", kind="ambiguous", cure=cure)
 
     def _node_of(self, device: Device) -> str | None:
         """Its node in here.  By its number: a container may call it anything (`docker run --device A:B`)."""
@@ -636,6 +663,23 @@ class Devices:
             self._unsettled.pop(key, None)
             return False
         return self._clock() - self._unsettled.setdefault(key, self._clock()) < _SETTLE
+
+    def marks(self, node: Node) -> Marks | None:
+        """What udev's database says of it; None: the kernel knows no such device (a pty, or no /sys)."""
+        with self._lock:
+            device = self._udev.by_number(node.number)
+            if device is None:
+                return None
+            properties = dict(device.properties)
+            tags = frozenset(properties.get("TAGS", "").split(":")) - {""}
+            return Marks(tags, properties, device.is_initialized)
+
+    def usb_folder(self, node: Node) -> Path | None:
+        """Where sysfs has the USB device that a port belongs to; None: it belongs to none."""
+        with self._lock:
+            device = self._udev.by_number(node.number)
+            usb = None if device is None else _usb(device)
+            return None if usb is None else Path(usb.sys_path)
 
     def ports(self) -> list[Port]:
         """All serial ports that have hardware, in the order a person would put them."""

@@ -12,13 +12,15 @@ PRIVATE = 0o600
 PUBLIC = 0o644
 
 
-def write(path: Path, data: bytes, mode: int = PRIVATE) -> None:
+def write(path: Path, data: bytes, mode: int = PRIVATE, *, lasting: bool = True) -> None:
     """Write a file, in place of the one that may be there, which stays as it is until the new one is whole.
 
     Args:
         path: the file; what is replaced is the name, so a link is replaced and not followed.
         data: all of it.
         mode: of the file, whatever the umask; `PRIVATE` from the first byte on.  Its folders are made.
+        lasting: it outlives a power cut.  False: who writes it often, and anew after a start, need not wait
+            for the disk, nor wear it out; after a power cut there may be an empty file.
 
     Raises:
         OSError: it cannot be written; the old file, if any, is as it was.
@@ -31,12 +33,14 @@ def write(path: Path, data: bytes, mode: int = PRIVATE) -> None:
             file.write(data)
             file.flush()
             os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
+            if lasting:
+                os.fsync(descriptor)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    if lasting:
+        _sync(path.parent)
 
 
 def make_folder(folder: Path) -> None:

@@ -25,7 +25,17 @@ _READ_OR_WRITE_BY_OTHERS = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_I
 
 
 class KeyTrouble(ValueError):  # noqa: N818 - "trouble" says as much as "error"
-    """A key that cannot be had or must not be used; one line for people, which never holds the key."""
+    """A key that cannot be had or must not be used; one line for people, which never holds the key.
+
+    Attributes:
+        fault: that line without what to do.
+        cure: what to do; empty if there is nothing but to look.
+    """
+
+    def __init__(self, fault: str, cure: str = "") -> None:
+        super().__init__(f"{fault}; {cure}" if cure else fault)
+        self.fault = fault
+        self.cure = cure
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,8 @@ class KeySource:
 
     @classmethod
     def from_credential(cls, directory: Path, printer: str) -> "KeySource":
-        """The systemd credential ``PRINTER.key`` in ``$CREDENTIALS_DIRECTORY``."""
-        return cls(directory / f"{printer}.key", credential=True)
+        """The printer's systemd credential in ``$CREDENTIALS_DIRECTORY``, see `credential`."""
+        return cls(credential(directory, printer), credential=True)
 
     @classmethod
     def from_environment(cls, key: str) -> "KeySource":
@@ -91,8 +101,8 @@ class KeySource:
                 return file.read(_MOST_BYTES + 1)
         except PermissionError:
             user = _user(os.geteuid())
-            cure = "" if self.credential else f"; run as root, or do: chown {user} {shlex.quote(str(path))}"
-            raise KeyTrouble(f"{self} cannot be read by user {user}{cure}") from None
+            cure = "" if self.credential else f"run as root, or do: chown {user} {shlex.quote(str(path))}"
+            raise KeyTrouble(f"{self} cannot be read by user {user}", cure) from None
         except OSError as error:
             raise KeyTrouble(f"{self}: {error.strerror}") from None
 
@@ -107,7 +117,7 @@ class KeySource:
         except UnicodeDecodeError:
             raise KeyTrouble(f"{self} holds characters that no API key has (only plain ASCII is)") from None
         if not key:
-            raise KeyTrouble(f"{self} is empty; put OctoPrint's API key into it")
+            raise KeyTrouble(f"{self} is empty", "put OctoPrint's API key into it")
         if len(key) > _LONGEST or len(raw) > _MOST_BYTES:
             raise KeyTrouble(f"{self} holds more than {_LONGEST} characters: that is no API key")
         if not _KEY.fullmatch(key):
@@ -115,12 +125,27 @@ class KeySource:
         return key
 
 
+def credential(directory: Path, printer: str) -> Path:
+    """The file of a printer's systemd credential.
+
+    ``PRINTER.key``; or ``keys_PRINTER.key``, as systemd calls it when it was given the whole folder
+    (``LoadCredential=keys:/etc/portretry-udev``, systemd.exec(5)).
+    """
+    single, of_a_folder = directory / f"{printer}.key", directory / f"keys_{printer}.key"
+    return of_a_folder if os.access(of_a_folder, os.F_OK) and not os.access(single, os.F_OK) else single
+
+
 def usual_place(printer: str, environ: Mapping[str, str]) -> Path:
     """Where a printer's key is kept if nobody says otherwise: root's in /etc, a user's as XDG has it."""
     if os.geteuid() == 0:
-        return Path(f"/etc/portretry-udev/{printer}.key")
+        return roots_place(printer)
     home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '')}/.config"
     return Path(home) / "portretry-udev" / f"{printer}.key"
+
+
+def roots_place(printer: str) -> Path:
+    """Where root's service finds a printer's key if nobody says otherwise."""
+    return Path(f"/etc/portretry-udev/{printer}.key")
 
 
 def _judge_privacy(what: str, path: Path, found: os.stat_result) -> None:
@@ -137,7 +162,7 @@ def _judge_privacy(what: str, path: Path, found: os.stat_result) -> None:
         faults.append(f"can be read or changed by others (mode {stat.S_IMODE(found.st_mode):04o})")
         cures.append(f"chmod 600 {name}")
     if faults:
-        raise KeyTrouble(f"{what} {' and '.join(faults)}; do: {' && '.join(cures)}")
+        raise KeyTrouble(f"{what} {' and '.join(faults)}", f"do: {' && '.join(cures)}")
 
 
 def _user(uid: int) -> str:

@@ -438,19 +438,21 @@ class Follower:
 
     Args:
         devices: listening already, so that nothing is missed between this and the first look.
+        also: other descriptors that are waited on, for whoever has more to listen to.
     """
 
-    def __init__(self, devices: Heard) -> None:
+    def __init__(self, devices: Heard, *also: int) -> None:
         self._devices = devices
         self._poll = select.poll()
-        self._poll.register(devices.fileno(), select.POLLIN)
+        for descriptor in (devices.fileno(), *also):
+            self._poll.register(descriptor, select.POLLIN)
         self._settling = False
         self._known = {port.node: (port, _appearance(port.node)) for port in devices.ports()}
 
-    def wait(self) -> None:
-        """Wait until there may be news, at most five seconds."""
+    def wait(self, at_most: float = _LOOK_PERIOD) -> None:
+        """Wait until there may be news, at most five seconds, or so many."""
         quick = self._settling or self._devices.events == "none"
-        timeout = _QUICK_PERIOD if quick else _LOOK_PERIOD
+        timeout = min(at_most, _QUICK_PERIOD if quick else _LOOK_PERIOD)
         if self._devices.retry_at is not None:
             timeout = min(timeout, max(0.0, self._devices.retry_at - time.monotonic()))
         self._poll.poll(timeout * 1000)

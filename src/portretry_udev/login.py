@@ -53,6 +53,7 @@ class Why(enum.Enum):
     DENIED = "denied"  # somebody clicked Deny
     TIMED_OUT = "timed out"  # nobody clicked
     REFUSED = "refused"  # the password, the account, or what the key may do
+    NEW = "new"  # nobody has gone through OctoPrint's first-run wizard
     AWAY = "away"  # OctoPrint, long enough to have forgotten its question
     RATE_LIMITED = "rate limited"
     NOT_ALLOWED = "not allowed"  # we may not write there
@@ -264,18 +265,20 @@ def probe(rest: Rest) -> None:
     try:
         rest.ask("GET", "/plugin/appkeys/probe", expected=(204,))
     except Trouble as trouble:
+        kind = Why.REFUSED
         if trouble.status == HTTPStatus.NOT_FOUND:
             text = (
                 f"{rest.who} gives no keys to applications: enable its plugin Application Keys (Settings, "
                 "Plugin Manager), or write a user's own API key into the file by hand"
             )
         elif trouble.status == HTTPStatus.FORBIDDEN:
+            kind = Why.NEW
             text = (
                 f"{rest.who} is not set up yet: open it in a browser, go through its wizard, then try again"
             )
         else:
             raise
-        why = LoginTrouble(Why.REFUSED, text)
+        why = LoginTrouble(kind, text)
     else:
         return
     raise why

@@ -31,11 +31,16 @@ class _Lines(logging.Formatter):
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
         if self._journal:
-            front = f"<{_PRIORITY.get(record.levelno, 6)}>"
+            front = priority(record.levelno)
             return "\n".join(front + line for line in text.splitlines())
         if self._colour and (code := _COLOUR.get(record.levelno)):
             text = f"\x1b[{code}m{text}\x1b[0m"
         return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {text}"
+
+
+def priority(level: int) -> str:
+    """What stands in front of a line for the journal."""
+    return f"<{_PRIORITY.get(level, 6)}>"
 
 
 def is_journal(stream: TextIO) -> bool:

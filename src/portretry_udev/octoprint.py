@@ -20,7 +20,7 @@ from portretry_udev.about import About, ask_about
 from portretry_udev.events import OFFLINE, Octo
 from portretry_udev.rest import Kind, Rest, Trouble, one_line
 
-__all__ = ["About", "Answer", "Client", "Kind", "Octo", "Trouble", "classify", "offered"]
+__all__ = ["About", "Answer", "Client", "Kind", "NotSetUp", "Octo", "Trouble", "classify", "offered"]
 
 # -- OctoPrint's words --------------------------------------------------------------------------------------
 # 1.x: util/comm.py MachineCom.getStateString and printer/standard.py get_current_connection.
@@ -191,6 +191,10 @@ def _is_path(name: str) -> bool:
     return len(name) <= _LONGEST_PATH and "\0" not in name
 
 
+class NotSetUp(Trouble):
+    """Nobody has gone through its setup wizard yet: so it knows no key."""
+
+
 class Client:
     """One OctoPrint, in our words.  For one thread at a time; only ``close`` may come from another.
 
@@ -228,7 +232,7 @@ class Client:
             failure = Trouble(Kind.ODD, f"{rest.who} answers in a shape that is not OctoPrint's: {wrong}")
         if failure.kind is Kind.KEY and failure.status is not None and self._is_new():
             text = "is not set up yet, and so knows no API key: finish its setup wizard in a browser"
-            failure = Trouble(Kind.KEY, f"{rest.who} {text}", failure.status)
+            failure = NotSetUp(Kind.KEY, f"{rest.who} {text}", failure.status)
         raise failure
 
     def _look(self) -> Answer:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from portretry_udev import events, firmware, inotify, rules, whereabouts, words
+from portretry_udev import events, firmware, inotify, rules, tally, whereabouts, words
 from portretry_udev import port as ports
 from portretry_udev.about import About
 from portretry_udev.asker import Asker, Crash, OctoPrintClient, Reply
@@ -31,6 +31,7 @@ from portretry_udev.devices import Missing, Node, Uevent, Wanted
 from portretry_udev.memory import Memory
 from portretry_udev.octoprint import RATES, Answer, Kind, Trouble, offered
 from portretry_udev.octoprint_config import Follow, OctoPrintConfigTrouble, OctoPrintSettings
+from portretry_udev.watchdog import Pulse
 
 _SETTLE_PERIOD = 0.1  # seconds between looks at a node that udevd has not finished
 _HINT_PERIOD = 0.2  # seconds between hints: one who opens and closes in a loop must not make us ask in one
@@ -92,6 +93,7 @@ class Watcher:
         memory: what survives a restart.
         push: makes the end of its push socket; None: looks do the whole job.
         dry_run: say what would be done, open and connect nothing.
+        changed: called by its thread when there is news in `snapshot`; must not wait.
         clock: seconds that never go backwards.
     """
 
@@ -104,6 +106,7 @@ class Watcher:
         *,
         push: MakePusher | None = None,
         dry_run: bool = False,
+        changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.printer = printer
@@ -112,6 +115,7 @@ class Watcher:
         self._devices = devices
         self._client = client
         self._memory = memory
+        self._changed = changed
         self._clock = clock
         self._policy = events.Policy(
             interval=printer.interval,
@@ -125,10 +129,12 @@ class Watcher:
             dry_run=dry_run,
         )
         self.state = rules.State(self._policy)
+        self._tally = tally.Tally()
         self._stopping = False
         self._mail: deque[object] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._waking = threading.Lock()
+        self.pulse = Pulse(printer.name, self._wake)
         self._over = False  # both ends are closed: their numbers may be somebody else's by now
         self._asker = Asker(printer.name, client, printer.profile, self._current_key, self._put, clock=clock)
         self._push = push(self._put, self._say_of_push, self._crash) if push is not None else None
@@ -195,6 +201,7 @@ class Watcher:
             while not self._stopping:
                 self._once()
         finally:
+            self.pulse.end()
             self._asker.stop()
             self._close()
             if self._push is not None:
@@ -216,6 +223,7 @@ class Watcher:
     def _once(self) -> None:
         """Wait for the next thing, and take all in that has happened."""
         happened = dict(self._poll.poll(self._timeout() * 1000))
+        self.pulse.beat()
         if self._wake_read in happened:
             self._read_mail()
         if self._stopping:
@@ -279,7 +287,9 @@ class Watcher:
         while pending:
             event = pending.popleft()
             now = self._clock()
-            self.state, effects = rules.step(self.state, event, now)
+            before = self.state
+            self.state, effects = rules.step(before, event, now)
+            self._tally = tally.counted(self._tally, before, event, self.state, effects, now)
             if not isinstance(event, events.Tick | events.Heard) or effects:
                 self.log.debug("%s -> %s", event, effects)
             for effect in effects:
@@ -342,6 +352,7 @@ class Watcher:
         self._said = said
         self.snapshot = self._snapshot(account, self._since)
         self.log.log(logging.WARNING if account.warn else logging.INFO, "%s: %s", account.state, account.why)
+        self._changed()
 
     def _since_of(self, account: words.Account) -> float:
         """When its state began; one that passes does not end the one before it."""
@@ -365,6 +376,8 @@ class Watcher:
             paused=rules.paused(s, self._clock()),
             holding=self._port is not None,
             news=self._said,
+            push=s.push if self._push is not None else None,
+            tally=self._tally,
         )
 
     def _say_once(self, what: str) -> None:

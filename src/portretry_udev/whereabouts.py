@@ -57,7 +57,7 @@ def seen(peer: tuple[str, int] | None, proc: Path = Path("/proc")) -> bool:
     """
     if peer is None or not is_ours(peer[0]):
         return False
-    found = [_readable(proc / str(pid)) for pid in _like_octoprint(proc)]
+    found = [_readable(proc / str(pid)) for pid in like_octoprint(proc)]
     if found:
         return all(found)
     return any(name not in PROXIES and _readable(proc / str(pid)) for pid, name in _listening(peer[1], proc))
@@ -101,7 +101,7 @@ def _inodes(table: Path, port: int) -> Iterator[str]:
                 yield words[9]
 
 
-def _like_octoprint(proc: Path) -> Iterator[int]:
+def like_octoprint(proc: Path = Path("/proc")) -> Iterator[int]:
     """Processes started as ``octoprint``, ``python .../octoprint`` or ``python -m octoprint``."""
     for pid in _others(proc):
         with contextlib.suppress(OSError):  # it has ended

@@ -12,11 +12,27 @@ _STUCK_AFTER = 60.0  # seconds of "Connecting"; OctoPrint itself gives up after 
 _ODD_AFTER = 2.0  # seconds: words that contradict each other are mostly a change under way
 
 
+STATES = (
+    "connected",
+    "connecting",
+    "absent",
+    "listening",
+    "held",
+    "faulted",
+    "paused",
+    "in-use",
+    "backing-off",
+    "unreachable",
+    "unconfigured",
+)
+"""All that an account may be, as DESIGN section 6 has them."""
+
+
 class Account(NamedTuple):
     """What ``status`` and the log say.
 
     Attributes:
-        state: one of the states of DESIGN section 6.
+        state: one of `STATES`.
         why: one sentence a person can act on.
         warn: somebody should look.
         key: unequal when there is something new to say; ``why`` itself where that counts no seconds.
@@ -82,10 +98,7 @@ def _offline(s: State, now: float) -> Account:  # noqa: C901, PLR0911 - one line
     if s.node is None:
         return Account("absent", f"waiting for the printer: {s.missing}")
     if s.offered is None:
-        why = (
-            f"OctoPrint does not offer {s.node.path}: in its settings, Serial Connection, add the line "
-            f"{s.node.path} to Additional serial ports"
-        )
+        why = ": ".join(not_offered(s.node.path))
         return Account("unconfigured", why, warn=True, passing=s.looking)  # it may have been asked too early
     if s.hold is not Hold.NONE:
         return _held(s)
@@ -102,6 +115,12 @@ def _offline(s: State, now: float) -> Account:  # noqa: C901, PLR0911 - one line
     if baudrate(s) is None:
         return Account("unconfigured", "57600 baud is not for Prusa boards: set another baudrate", warn=True)
     return _listening(s)
+
+
+def not_offered(path: str) -> tuple[str, str]:
+    """That OctoPrint has no such port in its list; and what to do."""
+    cure = f"in its settings, Serial Connection, add the line {path} to Additional serial ports"
+    return f"OctoPrint does not offer {path}", cure
 
 
 def _held(s: State) -> Account:

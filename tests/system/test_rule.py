@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,6 +251,33 @@ def test_the_usb_device_of_a_configured_printer(bench, printer, whole):
 
     assert bench.try_(device_of(ours)).ignored == ({"ID_MM_DEVICE_IGNORE"} if whole else set())
     assert bench.try_(device_of(others)).ignored == set()
+
+
+def test_what_is_installed_is_taken_whole(bench, tmp_path):
+    """The files as `install` writes them for a configuration: no complaint, and each printer has its own."""
+    folder = tmp_path / "etc" / "portretry-udev"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(
+        '[printers.left]\noctoprint = "http://127.0.0.1:5000"\nmatch = { serial = "CZPX1" }\n'
+        '[printers.right]\noctoprint = "http://127.0.0.1:5001"\n'
+        'port = "/dev/serial/by-path/pci-0000:00:14.0-usb-0:2:1.0"\n'
+        '[printers.odd]\noctoprint = "http://127.0.0.1:5002"\nport = "/srv/tty"\n'
+    )
+    command = [sys.executable, "-m", "portretry_udev", "install", "--root", tmp_path, "--yes"]
+    subprocess.run(command, check=True, capture_output=True)
+    rules = tmp_path / "etc" / "udev" / "rules.d"
+    names = sorted(path.name for path in rules.iterdir())
+    assert names == ["99-portretry-printers.rules", "99-portretry.rules"]
+    for name in names:
+        bench.write(name, (rules / name).read_text())
+
+    left = bench.try_(bench.plug(ARDUINO))
+    right = bench.try_(bench.plug(ARDUINO, "CZPX2", tty="ttyACM1", socket="1-2"))
+
+    for tried, link in ((left, "/dev/printer-left"), (right, "/dev/printer-right")):
+        assert [tried.complaints(name) for name in names] == [[], []]
+        assert {each for each in tried.links if "printer-" in each} == {link}
+        assert tried.wants == ["portretry-udev.service"]
 
 
 def test_a_node_is_marked_without_a_link(bench):

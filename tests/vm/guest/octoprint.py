@@ -16,6 +16,12 @@ from portretry_udev.fake_octoprint import FakeOctoPrint
 SHORT = Timeouts(hello=6.0, connect=12.0, detect=1.0, poll=1.0, silence=8.0)
 
 
+def say(**data):
+    """One line, whole, though another thread, or process, speaks at the same time."""
+    sys.stdout.write(json.dumps(data) + "\n")
+    sys.stdout.flush()
+
+
 def tell(octoprint):
     """Print each change of its state, in order."""
     told = 0
@@ -25,14 +31,14 @@ def tell(octoprint):
             told += 1
             error = octoprint.error if "error" in words else None
             change = {"state": words, "error": error, "port": octoprint.connection()["current"]["port"]}
-            print(json.dumps({**change, "connects": octoprint.connects}), flush=True)
+            say(**change, connects=octoprint.connects)
 
 
 def main():
     patience, key, *ports = sys.argv[1:]
     timeouts = {"short": SHORT, "real": Timeouts()}[patience]
     with FakeOctoPrint(api_key=key, ports=ports, timeouts=timeouts) as octoprint:
-        print(json.dumps({"url": octoprint.url}), flush=True)
+        say(url=octoprint.url)
         threading.Thread(target=tell, args=(octoprint,), daemon=True).start()
         for line in sys.stdin:
             match line.split():
@@ -46,4 +52,5 @@ def main():
                     octoprint.wait_for_start = switch == "on"
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -45,17 +45,23 @@ _CONTROL = struct.Struct("<BBBBHHH")  # endpoint, request, its type, status, val
 _BULK = struct.Struct("<BBHIH")  # endpoint, status, length, stream, length's upper half
 _UNUSED = 255
 _FIFO = 128  # bytes that a chip keeps while its port is closed
+_TWIN = 3  # what is added to an endpoint's address for the second port's
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What a board shows on USB.  ``acm``: CDC-ACM, else a CH340.  Strings may be None."""
+    """What a board shows on USB.  ``acm``: CDC-ACM, else a CH340.  Strings may be None.
+
+    ``twin``: of CDC-ACM, a second port on which nothing is ever said.  Its bytes and opens count with the
+    first's, its DTR and its rate do not.
+    """
 
     vendor: int
     product: int
     release: int
     texts: tuple[str | None, str | None, str | None]  # manufacturer, product, serial number
     acm: bool = True
+    twin: bool = False
 
     @property
     def node(self):
@@ -86,7 +92,7 @@ class Device:
         self._coding = struct.pack("<IBBB", 9600, 0, 0, 8)
         self._lock = circuit.lock
         self._connection = None
-        self._wanted = deque()  # the host's requests for bytes, oldest first: (id, length)
+        self._wanted = deque()  # the host's requests for bytes, oldest first: (id, length, endpoint)
         self._fifo = bytearray()
         self._is_open = False
         self._listener = socket.socket(socket.AF_UNIX)
@@ -180,8 +186,9 @@ class Device:
 
     def _introduce(self):
         """Interfaces and endpoints, in the protocol's tables of 32."""
-        acm = self._chip.acm
+        acm, functions = self._chip.acm, 1 + self._chip.twin
         classes, subclasses, protocols = ([2, 10], [2, 0], [1, 0]) if acm else ([0xFF], [1], [2])
+        classes, subclasses, protocols = classes * functions, subclasses * functions, protocols * functions
         tables = (range(len(classes)), classes, subclasses, protocols)
         info = struct.pack("<I", len(classes)) + b"".join(bytes(t).ljust(32, b"\0") for t in tables)
         self._send(_Packet.INTERFACE_INFO, info)
@@ -194,6 +201,11 @@ class Device:
             (self._in, 2, 1, data, self._packet_size),
             (self._out, 2, 1, data, self._packet_size),
         )
+        if self._chip.twin:
+            endpoints += tuple(
+                (address + _TWIN, kind, interval, 2 + interface, size)
+                for address, kind, interval, interface, size in endpoints[2:]
+            )
         for address, *properties in endpoints:
             slot = (address & 0x80) >> 3 | address & 0x0F
             types[slot], intervals[slot], interfaces[slot], sizes[slot] = properties
@@ -206,7 +218,7 @@ class Device:
             if not self._is_open:  # both drivers ask for bytes from a port's open to its close
                 self._is_open = True
                 self._circuit.opened()
-            self._wanted.append((number, length | more << 16))
+            self._wanted.append((number, length | more << 16, endpoint))
             self._flush()
         elif not self.deaf:
             data = body[_BULK.size :]
@@ -214,8 +226,9 @@ class Device:
             self._circuit.heard(data)
 
     def _flush(self):
-        while self._wanted and self._fifo:
-            number, length = self._wanted.popleft()
+        while self._fifo and (wanted := next((it for it in self._wanted if it[2] == self._in), None)):
+            self._wanted.remove(wanted)
+            number, length, _ = wanted
             size = min(length, self._packet_size - 1, len(self._fifo))  # a short packet ends its transfer
             data = bytes(self._fifo[:size])
             del self._fifo[:size]
@@ -225,7 +238,7 @@ class Device:
         for wanted in self._wanted:
             if wanted[0] == number:
                 self._wanted.remove(wanted)
-                self._send(_Packet.BULK, _BULK.pack(self._in, _CANCELLED, 0, 0, 0), number)
+                self._send(_Packet.BULK, _BULK.pack(wanted[2], _CANCELLED, 0, 0, 0), number)
                 break
         else:  # bytes that a deaf chip has not taken
             self._send(_Packet.BULK, _BULK.pack(self._out, _CANCELLED, 0, 0, 0), number)
@@ -250,20 +263,22 @@ class Device:
         if kind & 0x60 == 0:  # a standard request: GET_STATUS, CLEAR_FEATURE, ...
             return b"\0\0" if request == 0 else b""
         return (
-            self._acm(kind, request, value, data)
+            self._acm(kind, request, value, index, data)
             if self._chip.acm
             else self._ch340(kind, request, value, index)
         )
 
-    def _acm(self, kind, request, value, data):
+    def _acm(self, kind, request, value, index, data):
         """CDC PSTN requests (USB CDC PSTN 1.2, 6.3)."""
+        if (kind, request) == (0xA1, 0x21):  # GET_LINE_CODING
+            return self._coding
+        if index:  # the interface: the twin's
+            return b""
         if (kind, request) == (0x21, 0x22):  # SET_CONTROL_LINE_STATE
             self._circuit.line(bool(value & 1))
         elif (kind, request) == (0x21, 0x20) and len(data) >= 7:  # SET_LINE_CODING
             self._coding = data[:7]
             self._circuit.rate(struct.unpack_from("<I", data)[0])
-        elif (kind, request) == (0xA1, 0x21):  # GET_LINE_CODING
-            return self._coding
         return b""
 
     def _ch340(self, kind, request, value, index):
@@ -302,15 +317,19 @@ class Device:
         def endpoint(address, kind, packet, interval):
             return struct.pack("<BBBBHB", 7, 5, address, kind, packet, interval)
 
-        if self._chip.acm:
-            body = (
-                bytes([9, 4, 0, 0, 1, 2, 2, 1, 0])
-                + bytes([5, 0x24, 0, 0x10, 0x01, 4, 0x24, 2, 6, 5, 0x24, 6, 0, 1])  # header, ACM, union
-                + endpoint(self._interrupt, 3, 8, 255)
-                + bytes([9, 4, 1, 0, 2, 0x0A, 0, 0, 0])
-                + endpoint(self._out, 2, size, 1)
-                + endpoint(self._in, 2, size, 1)
+        def acm(number, added):  # its interface, and what its endpoints are further on
+            return (
+                bytes([9, 4, number, 0, 1, 2, 2, 1, 0])
+                + bytes([5, 0x24, 0, 0x10, 0x01, 4, 0x24, 2, 6])  # header, ACM
+                + bytes([5, 0x24, 6, number, number + 1])  # union
+                + endpoint(self._interrupt + added, 3, 8, 255)
+                + bytes([9, 4, number + 1, 0, 2, 0x0A, 0, 0, 0])
+                + endpoint(self._out + added, 2, size, 1)
+                + endpoint(self._in + added, 2, size, 1)
             )
+
+        if self._chip.acm:
+            body = acm(0, 0) + (acm(2, _TWIN) if self._chip.twin else b"")
         else:
             body = (
                 bytes([9, 4, 0, 0, 3, 0xFF, 1, 2, 0])
@@ -318,5 +337,5 @@ class Device:
                 + endpoint(self._out, 2, size, 0)
                 + endpoint(self._interrupt, 3, 8, 1)
             )
-        interfaces = 2 if self._chip.acm else 1
+        interfaces = 2 * (1 + self._chip.twin) if self._chip.acm else 1
         return struct.pack("<BBHBBBBB", 9, 2, 9 + len(body), interfaces, 1, 0, 0x80, 50) + body

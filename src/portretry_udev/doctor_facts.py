@@ -48,6 +48,7 @@ _PROPERTIES = (
     "UnitFileState",
     "FragmentPath",
     "ConditionResult",
+    "ConditionTimestamp",
     "Result",
     "ExecMainStatus",
     "Type",

@@ -204,7 +204,7 @@ def _unit(service: Service, of: Mapping[str, str]) -> Iterator[Finding]:
     elif active == "inactive" and not service.processes:
         why = (
             "a condition of its unit is not met"
-            if of.get("ConditionResult") == "no"
+            if of.get("ConditionTimestamp") and of.get("ConditionResult") == "no"
             else "nothing has started it"
         )
         yield UNIT_STOPPED.found(f"the service does not run: {why}", "", f"sudo systemctl start {UNIT}")
@@ -213,7 +213,12 @@ def _unit(service: Service, of: Mapping[str, str]) -> Iterator[Finding]:
     if of.get("NeedDaemonReload") == "yes":
         restart = f"sudo systemctl restart {UNIT}"
         yield UNIT_CHANGED.found("the unit's file has changed", "", "sudo systemctl daemon-reload", restart)
-    if of.get("WatchdogUSec") in ("0", "infinity") or of.get("Type") not in ("notify", "notify-reload"):
+    # Of a unit that does not run systemd (252) tells no watchdog.
+    unwatched = of.get("WatchdogUSec") in ("0", "infinity") or of.get("Type") not in (
+        "notify",
+        "notify-reload",
+    )
+    if active == "active" and unwatched:
         yield UNIT_UNWATCHED.found("the unit has no watchdog", "", _INSTALL)
 
 

@@ -21,7 +21,7 @@ lint: $(VENV)/.lint
 
 # The rules and the firmware's words: every branch is taken by their own tests.
 coverage: $(VENV)/.test
-	$(PYTEST) -q tests/test_rules*.py tests/test_firmware.py \
+	$(PYTEST) -q -n 2 tests/test_rules*.py tests/test_firmware.py \
 	    --cov=portretry_udev.rules --cov=portretry_udev.events --cov=portretry_udev.firmware --cov-branch \
 	    --cov-report=term-missing --cov-fail-under=100
 

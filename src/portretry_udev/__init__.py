@@ -26,6 +26,7 @@ A map of the modules, by what each of them knows:
 ``tally``             what the rules did, counted; pure
 ``metrics``           those counts for Prometheus, in a file
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
+``settings``          every setting: its form, its range, where it may stand
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
 ``config_edit``       one table of a configuration changed, and nothing beside it
 ``finding``           where an OctoPrint is, if nobody has said

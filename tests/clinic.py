@@ -16,7 +16,7 @@ import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bench import Bench
-from portretry_udev import control
+from portretry_udev import control, control_server
 from portretry_udev.config import survey
 from portretry_udev.devices import Devices, Uevent
 from portretry_udev.doctor import examine
@@ -216,7 +216,7 @@ class Clinic:
             "portretry-udev", 77, words=("/usr/bin/python3", "/usr/bin/portretry-udev", "watch"), **process
         )
         if self.server is None:
-            self.server = control.Server(self.socket, [self.watched], lambda: self.told)
+            self.server = control_server.Server(self.socket, [self.watched], lambda: self.told)
             self._thread = threading.Thread(target=self.server.run)
             self._thread.start()
             self._stack.callback(self.stop)

@@ -12,7 +12,7 @@ import pytest
 from bench import KEY
 from clinic import ALL_CAPABILITIES, NOW, STRANGER, Scripted, clinic, no_room, no_writing
 from helpers import Daemon, assert_eventually
-from portretry_udev import control, doctor_facts
+from portretry_udev import control, control_server, doctor_facts
 from portretry_udev.devices import Marks, Missing, Port, Wanted
 from portretry_udev.doctor import CATALOGUE, Level
 from portretry_udev.facts import Access, Process
@@ -483,7 +483,7 @@ def test_without_a_key_it_is_still_known_whether_octoprint_is_there(ill):
 def test_a_service_of_another_version_is_found(ill, monkeypatch):
     """After an update that has not restarted it; a version before versions were told counts as older."""
     with monkeypatch.context() as older:
-        older.setattr(control, "__version__", "0.0.9")
+        older.setattr(control_server, "__version__", "0.0.9")
         (old,) = [each for each in ill.examine().machine if each.id == "service-old"]
         assert "0.0.9" in old.what
         assert old.commands == ("sudo systemctl restart portretry-udev.service",)

@@ -9,9 +9,12 @@ PYTEST = $(VENV)/bin/pytest
 demo: $(VENV)/.demo
 	@$(VENV)/bin/portretry-udev demo $(if $(OCTOPRINT),--octoprint $(OCTOPRINT))
 
-# Most of these wait more than they work: four files at once take half the time, on one core too.
+# Most of these wait more than they work, so several files at once take half the time.  Those that hold the
+# service to a second come by themselves: beside others they would measure the machine.
+SLOW = octoprint or system or vm
 test: $(VENV)/.test
-	@$(PYTEST) -n 4 --dist loadfile
+	@$(PYTEST) -n 3 --dist loadfile -m 'not (alone or $(SLOW))'
+	@$(PYTEST) -m 'alone and not ($(SLOW))'
 
 # Style, types, and dead or doubled code.
 lint: $(VENV)/.lint
@@ -21,7 +24,7 @@ lint: $(VENV)/.lint
 
 # The rules and the firmware's words: every branch is taken by their own tests.
 coverage: $(VENV)/.test
-	$(PYTEST) -q tests/test_rules*.py tests/test_firmware.py \
+	$(PYTEST) -q -n 2 tests/test_rules*.py tests/test_firmware.py \
 	    --cov=portretry_udev.rules --cov=portretry_udev.events --cov=portretry_udev.firmware --cov-branch \
 	    --cov-report=term-missing --cov-fail-under=100
 

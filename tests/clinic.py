@@ -16,13 +16,13 @@ import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bench import Bench
-from portretry_udev import control
+from portretry_udev import control, control_server
 from portretry_udev.config import survey
 from portretry_udev.devices import Devices, Uevent
 from portretry_udev.doctor import examine
 from portretry_udev.doctor_facts import Kernel, Reader
-from portretry_udev.doctor_patients import patients
-from portretry_udev.udev_rule import rules_for
+from portretry_udev.doctor_patients import majors, patients
+from portretry_udev.install import printers_rules
 
 STRANGER = 64123  # a user that is on no machine
 ALL_CAPABILITIES = "000001ffffffffff"
@@ -39,6 +39,9 @@ HEALTHY = {
     "WatchdogUSec": "2min",
     "NeedDaemonReload": "no",
     "ProtectHome": "no",
+    "ProtectSystem": "no",
+    "PrivateTmp": "no",
+    "ReadWritePaths": "",
     "User": "",
     "DevicePolicy": "auto",
     "DeviceAllow": "",
@@ -204,7 +207,7 @@ class Clinic:
         """Write the rule for the configured printers, as `install` does, or another text."""
         self.write_config()
         found = survey({"config": str(self.config)}, {})
-        self.write("etc/udev/rules.d/99-portretry-printers.rules", text or rules_for(found.printers))
+        self.write("etc/udev/rules.d/99-portretry-printers.rules", text or printers_rules(found.printers)[0])
 
     # -- the service -------------------------------------------------------------------------------------
     def serve(self, **process):
@@ -213,7 +216,7 @@ class Clinic:
             "portretry-udev", 77, words=("/usr/bin/python3", "/usr/bin/portretry-udev", "watch"), **process
         )
         if self.server is None:
-            self.server = control.Server(self.socket, [self.watched], lambda: self.told)
+            self.server = control_server.Server(self.socket, [self.watched], lambda: self.told)
             self._thread = threading.Thread(target=self.server.run)
             self._thread.start()
             self._stack.callback(self.stop)
@@ -266,10 +269,11 @@ class Clinic:
         folder.mkdir(parents=True, exist_ok=True) if self.systemd else _remove(folder)
         found = survey({}, {}, default_file=self.config)
         reader = Reader(self.devices, str(self.root), self.run, Kernel(**self.kernel))
-        seen = patients(found.printers, self.devices, reader.process)
-        return examine(
-            reader.machine(found, self.socket), [dataclasses.replace(each, **self.patient) for each in seen]
-        )
+        seen = [
+            dataclasses.replace(each, **self.patient)
+            for each in patients(found.printers, self.devices, reader.process)
+        ]
+        return examine(reader.machine(found, self.socket, majors(seen)), seen)
 
     def ids(self, **options):
         """What it finds, but for what is well."""

@@ -36,6 +36,7 @@ from portretry_udev import (
     about,
     config,
     control,
+    control_server,
     events,
     firmware,
     login,
@@ -983,8 +984,8 @@ class Requests:
     def case(self, random):
         self.given = _text(random, random.choice(self._documents))
         try:
-            request = control._parse(self.given)
-        except control._RefusedError as refused:
+            request = control_server._parse(self.given)
+        except control_server._RefusedError as refused:
             for_people(str(refused))
             return
         assert request.command in ("status", "retry", "pause", "resume")

@@ -29,9 +29,8 @@ def ill(tmp_path):
 
 
 def environment(**more):
-    ours = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PORTRETRY_", "NO_COLOR"))
-    }
+    not_its = ("PORTRETRY_", "NO_COLOR", "COLUMNS", "LINES")  # pytest-xdist sets the last two
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(not_its)}
     return {**ours, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
@@ -158,7 +157,7 @@ def test_what_it_finds_decides_its_exit_status(ill, monkeypatch):
 
     well = run()
     assert (well.exit_code, well.stderr) == (0, "")
-    assert "no problem found, " in well.stdout
+    assert well.stdout.splitlines()[-1].startswith("no problem found")
     assert run("mk3").exit_code == 0
 
     ill.config.write_text('interval = 0\n[printers.mk3]\noctoprint = "nowhere"\nbaudrat = 1\n')
@@ -235,6 +234,9 @@ def test_nothing_is_opened_and_nothing_written(ill):
 
 
 def test_the_documented_table_is_the_catalogue():
-    """docs/doctor.md has every finding, in the order of the checks, with its level, meaning and cure."""
+    """docs/doctor.md has every finding, with its level, meaning and cure."""
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE)
-    assert rows == [(each.id, each.level.value, each.means, each.cure) for each in CATALOGUE.values()]
+    # Sorted: the catalogue's own order is that in which its modules were imported.
+    assert sorted(rows) == sorted(
+        (each.id, each.level.value, each.means, each.cure) for each in CATALOGUE.values()
+    )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portretry_udev import config
+from portretry_udev import settings as forms
 from portretry_udev.config import Printer, Wrong, load
 from portretry_udev.devices import MATCH_KEYS
 from portretry_udev.keys import KeySource
@@ -155,7 +156,7 @@ def test_what_is_left_out_has_the_documented_default(place):
 
 def test_a_match_has_the_keys_that_devices_know():
     """A key that can be configured is one that a device is matched by, and the other way round."""
-    assert frozenset(config._MATCH) == MATCH_KEYS
+    assert frozenset(forms.MATCH) == MATCH_KEYS
 
 
 @pytest.mark.parametrize(
@@ -583,7 +584,7 @@ def test_every_flag_and_its_variable_do_the_same(place):
     )
     found = (by_flags.state_dir, by_flags.control, by_flags.metrics_textfile)
     assert found == (Path("/s"), Path("/c"), Path("/m.prom"))
-    assert set(given) | {"config"} == set(config._FLAGS)
+    assert set(given) | {"config"} == set(forms.FLAGS)
 
 
 def test_a_port_by_flag_replaces_a_match(place):
@@ -938,7 +939,7 @@ def test_the_example_shows_every_setting():
     """None is left to be guessed, and each choice's other words are there."""
     text = EXAMPLE.read_text(encoding="utf-8")
     shown = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE))
-    assert shown == {*config._TOP, *config._PRINTER, *config._TABLES}
+    assert shown == {*forms.TOP, *forms.PRINTER, *forms.TABLES}
     for word in ("on-return", "always", "firmware", "open", "none", "connect", "wait"):
         assert f'"{word}"' in text
 
@@ -975,11 +976,11 @@ def test_firmware_that_cannot_be_judged(place, given, mistake):
 # --- anything at all --------------------------------------------------------------------------------------
 
 NAMES = [
-    *config._TOP,
-    *config._PRINTER,
-    *config._TABLES,
-    *config._MATCH,
-    *config._FIRMWARE,
+    *forms.TOP,
+    *forms.PRINTER,
+    *forms.TABLES,
+    *forms.MATCH,
+    *forms.FIRMWARE,
     "printers",
     "mk3",
     "api_key",
@@ -1020,7 +1021,7 @@ def test_no_table_raises_anything_but_wrong(table):
     assert not [mistake for mistake in mistakes if not mistake.isprintable()]
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.sampled_from(config._FLAGS))
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.sampled_from(forms.FLAGS))
 @settings(max_examples=200, deadline=None)
 def test_no_text_on_a_command_line_raises_anything_but_wrong(text, flag):
     """Whatever is typed or set, what is wrong is a list of one-line mistakes."""

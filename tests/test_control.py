@@ -30,10 +30,11 @@ import portretry_udev
 from bench import Bench
 from helpers import Daemon as Service
 from helpers import assert_eventually
-from portretry_udev import control
+from portretry_udev import control, control_server
 from portretry_udev.cli import main
 from portretry_udev.config import Config
-from portretry_udev.control import LINE_LIMIT, ControlError, Server, Snapshot, ask, default_path, follow
+from portretry_udev.control import LINE_LIMIT, ControlError, Snapshot, ask, default_path, follow
+from portretry_udev.control_server import Server
 from portretry_udev.daemon import Daemon
 from portretry_udev.events import Pause, Resume, Retry
 from portretry_udev.port import Holder, Holders
@@ -188,22 +189,23 @@ def served(path):
 @pytest.fixture
 def impatient(monkeypatch):
     """Clients are given 0.3 s instead of ten."""
-    monkeypatch.setattr(control, "PATIENCE", 0.3)
+    for end in (control, control_server):
+        monkeypatch.setattr(end, "PATIENCE", 0.3)
 
 
 @pytest.fixture
 def one_group(monkeypatch):
     """The group of those who may use serial ports is one that any user may give files to: the own one."""
     own = grp.getgrgid(os.getegid())
-    monkeypatch.setattr(grp, "getgrnam", {control.GROUP: own}.__getitem__)
+    monkeypatch.setattr(grp, "getgrnam", {control_server.GROUP: own}.__getitem__)
     return own
 
 
 @pytest.fixture
 def other_group(monkeypatch):
     """The group of those who may use serial ports is not the one that our files get by themselves."""
-    other = grp.struct_group((control.GROUP, "x", os.getegid() + 1, []))
-    monkeypatch.setattr(grp, "getgrnam", {control.GROUP: other}.__getitem__)
+    other = grp.struct_group((control_server.GROUP, "x", os.getegid() + 1, []))
+    monkeypatch.setattr(grp, "getgrnam", {control_server.GROUP: other}.__getitem__)
     return other
 
 
@@ -248,8 +250,8 @@ def test_who_may_use_it(path, monkeypatch, request, umask, user, group):  # noqa
 def test_nobody_gets_in_before_it_says_who_may(path, monkeypatch):
     """Even with an umask of 0 the file is private from its first moment."""
     modes = []
-    inode = control._inode
-    monkeypatch.setattr(control, "_inode", lambda path: modes.append(mode(path)) or inode(path))
+    inode = control_server._inode
+    monkeypatch.setattr(control_server, "_inode", lambda path: modes.append(mode(path)) or inode(path))
     before = os.umask(0)
     try:
         with serving(path):
@@ -374,7 +376,7 @@ def test_nothing_but_a_socket_is_ever_deleted(path, tmp_path, kind):
 def test_the_old_service_ends_just_now(path, monkeypatch):
     """A socket that goes away while it is looked at is no trouble."""
     make_stale(path)
-    monkeypatch.setattr(control, "_is_served", lambda path: path.unlink(missing_ok=True))
+    monkeypatch.setattr(control_server, "_is_served", lambda path: path.unlink(missing_ok=True))
     with serving(path):
         assert path.is_socket()
 
@@ -390,7 +392,7 @@ def test_another_service_begins_just_now(path, monkeypatch):
             make_stale(path)
         return False
 
-    monkeypatch.setattr(control, "_is_served", replaced)
+    monkeypatch.setattr(control_server, "_is_served", replaced)
     with pytest.raises(ControlError, match="already in use"):
         Server(path, [], lambda: "udev")
     assert path.is_socket()
@@ -439,7 +441,7 @@ def test_a_half_made_socket_is_taken_away(path, monkeypatch):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(control, "_admit", refuse)
+    monkeypatch.setattr(control_server, "_admit", refuse)
     with pytest.raises(ControlError, match="not permitted"):
         Server(path, [], lambda: "udev")
     assert not path.exists()
@@ -555,7 +557,7 @@ def test_retry(served):
 
 def test_a_pause_that_must_wait(path, monkeypatch):
     """While OctoPrint is taking the port over, nobody is told that it is free."""
-    monkeypatch.setattr(control, "_DONE_WITHIN", 0.2)
+    monkeypatch.setattr(control_server, "_DONE_WITHIN", 0.2)
     with serving(path, FakeWatcher("mk3"), FakeWatcher("ender", stubborn=True)) as served:
         client = served.client()
         assert client.ask({"version": 1, "command": "pause"})["pending"] == ["ender"]
@@ -607,7 +609,7 @@ def test_follow_one(served):
 def test_followers_never_keep_a_pause_out(path):
     """There is a limit to followers, below that to clients."""
     with serving(path) as served:
-        followers = [served.client() for _ in range(control.FOLLOWER_LIMIT)]
+        followers = [served.client() for _ in range(control_server.FOLLOWER_LIMIT)]
         assert all("printers" in follower.ask(FOLLOW) for follower in followers)
         late = served.client()
         assert late.ask(FOLLOW)["kind"] == "busy"
@@ -881,7 +883,7 @@ def test_a_hundred_clients_at_once(served):
         client.send(json.dumps(STATUS).encode() + b"\n")
     for client in clients:
         assert "printers" in client.read()
-        assert len(served.server._peers) <= control.CLIENT_LIMIT
+        assert len(served.server._peers) <= control_server.CLIENT_LIMIT
         client.__exit__()
 
 
@@ -898,15 +900,17 @@ def test_waiting_costs_nothing(served):
     follower = served.client()
     follower.ask(FOLLOW)
     follower.send(b"anybody there?\n" * 1000)
-    waiting = [served.client() for _ in range(control.CLIENT_LIMIT + 5)]
-    assert_eventually(lambda: len(served.server._peers) == control.CLIENT_LIMIT, SOON, "they are not let in")
+    waiting = [served.client() for _ in range(control_server.CLIENT_LIMIT + 5)]
+    assert_eventually(
+        lambda: len(served.server._peers) == control_server.CLIENT_LIMIT, SOON, "they are not let in"
+    )
     rounds = []
     once = served.server._once
     served.server._once = lambda: (rounds.append(1), once())
     began = time.monotonic()
     assert_eventually(lambda: time.monotonic() - began > 1, SOON, "time stands still")
-    assert len(rounds) <= 1.5 / control._FOLLOW_PERIOD
-    assert len(waiting) == control.CLIENT_LIMIT + 5
+    assert len(rounds) <= 1.5 / control_server._FOLLOW_PERIOD
+    assert len(waiting) == control_server.CLIENT_LIMIT + 5
     served.watchers["mk3"].show(news=("connected", ""))
     assert "printers" in follower.read()
 
@@ -929,7 +933,7 @@ def test_no_descriptors_left(served, monkeypatch):
         def close(self):
             real.close()
 
-    monkeypatch.setattr(control, "_ACCEPT_PAUSE", 0.1)
+    monkeypatch.setattr(control_server, "_ACCEPT_PAUSE", 0.1)
     served.server._socket.listener = Exhausted()
     assert served.works()
     assert all(later - sooner >= 0.1 for sooner, later in itertools.pairwise(tries[:4]))
@@ -1252,7 +1256,7 @@ def test_pause_says_who_else_has_the_port(path):
 
 def test_pause_that_must_wait(path, monkeypatch):
     """`pause && flash` does not flash while OctoPrint is taking the port over."""
-    monkeypatch.setattr(control, "_DONE_WITHIN", 0.1)
+    monkeypatch.setattr(control_server, "_DONE_WITHIN", 0.1)
     with serving(path, FakeWatcher("mk3", stubborn=True)) as served:
         result = run(served, "pause")
     assert result.exit_code == os.EX_TEMPFAIL

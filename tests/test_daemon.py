@@ -24,6 +24,8 @@ from portretry_udev.config import Config, Wrong
 from portretry_udev.devices import Devices, Missing, Uevent
 from portretry_udev.octoprint_config import OctoPrintSettings
 
+pytestmark = pytest.mark.alone
+
 # A service in which something breaks that nobody has thought of.
 BREAKS = """
 import sys

@@ -606,7 +606,9 @@ def test_a_stale_node_is_recognised_and_named_with_its_cure(devices, udev, kept)
         f"in here: `rm {kept}; mknod -m 660 {kept} c 188 1`"
     )
 
-    assert devices.find(Wanted(kept)).why == said
+    found = devices.find(Wanted(kept))
+    assert found.why == said
+    assert (found.kind, f"{found.fact}; {found.cure}") == ("stale", said)
     assert devices.find(Wanted(kept, {"serial": "CZPX1"})).why == said
 
 
@@ -684,7 +686,9 @@ def test_two_boards_that_share_a_name_are_not_taken_by_it(devices, udev, pty, tm
     ]
     udev.devices = boards
 
-    assert devices.find(Wanted(str(link))).why == (
+    found = devices.find(Wanted(str(link)))
+    assert (found.kind, found.fact) == ("ambiguous", f"{link} means 2 boards")
+    assert found.why == (
         f"{link} means 2 boards; set `port` to one of /dev/serial/by-path/0, /dev/serial/by-path/1"
     )
     assert isinstance(devices.find(Wanted(two)), Node), "by its node or by-path link it is one"
@@ -778,7 +782,31 @@ def test_what_is_no_port_is_told_in_one_line(devices, udev, path, why):
     """Every kind of wrong path has its reason, and none is an exception."""
     udev.devices = [FakeDevice(subsystem="mem", device_number=os.makedev(1, 5))]
 
-    assert devices.find(Wanted(path)) == Missing(why)
+    found = devices.find(Wanted(path))
+    assert found == Missing(why)
+    assert (found.fact, found.kind) == (why, "absent" if "unplugged" in why else "other")
+
+
+def test_what_udev_has_marked_a_port_with_is_told(devices, udev, pty):
+    """For whoever wants to know whether a rule was applied; before udevd has been there, nothing is known."""
+    node = pty()
+    properties = {"TAGS": ":portretry:systemd:", "ID_MM_PORT_IGNORE": "1"}
+    interface, board, hub = usb()
+    board.sys_path, hub.sys_path = "/sys/devices/usb1/1-1", "/sys/devices/usb1"
+    udev.devices = [port(node, properties=properties, ancestors=(interface, board, hub))]
+    found = devices.find(Wanted(node))
+
+    marks = devices.marks(found)
+    assert (marks.tags, marks.known) == ({"portretry", "systemd"}, True)
+    assert marks.properties["ID_MM_PORT_IGNORE"] == "1"
+    assert devices.usb_folder(found) == Path(board.sys_path), "not the hub's above it"
+
+    udev.devices = [port(node, properties={}, is_initialized=False)]
+    assert devices.marks(found).known is False
+    assert devices.marks(found).tags == set()
+    udev.devices = []
+    assert devices.marks(found) is None, "a pty has no device"
+    assert devices.usb_folder(found) is None
 
 
 def test_a_dangling_link_is_a_missing_printer(devices, tmp_path):
@@ -980,7 +1008,12 @@ def test_a_device_whose_node_is_not_in_dev_is_told(devices, udev, root):
     (root / ".dockerenv").touch()
 
     for wanted in (Wanted(match={"serial": "CZPX1"}), Wanted("/dev/no-such-port")):
-        assert devices.find(wanted) == Missing(
+        found = devices.find(wanted)
+        assert (found.kind, found.fact) == (
+            "no node",
+            "/dev/no-such-port is plugged in, but has no node here",
+        )
+        assert found == Missing(
             "/dev/no-such-port is plugged in, but has no node here: "
             "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"
         )

@@ -1,7 +1,9 @@
 """What `doctor` finds: each finding is provoked, the advised cure is applied, and it is gone."""
 
 import dataclasses
+import grp
 import os
+import pwd
 import re
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from bench import KEY
 from clinic import ALL_CAPABILITIES, NOW, STRANGER, Scripted, clinic, no_room, no_writing
 from helpers import Daemon, assert_eventually
-from portretry_udev import control, doctor_facts
+from portretry_udev import control, control_server, doctor_facts
 from portretry_udev.devices import Marks, Missing, Port, Wanted
 from portretry_udev.doctor import CATALOGUE, Level
 from portretry_udev.facts import Access, Process
@@ -18,6 +20,7 @@ from portretry_udev.keys import KeyTrouble
 from portretry_udev.listing import Row
 from portretry_udev.port import Holder
 
+TTY, DAEMON = grp.getgrnam("tty").gr_gid, pwd.getpwnam("daemon").pw_uid
 BY_ID = "/dev/serial/by-id/usb-1a86_USB_Serial-if00-port0"
 BY_PATH = "/dev/serial/by-path/pci-0000:00:14.0-usb-0:2:1.0-port0"
 
@@ -30,9 +33,6 @@ def ill(tmp_path):
 
 def test_a_machine_that_is_well_has_no_finding_but_what_is_well(ill):
     """The exit status says it: a person with nothing wrong is not sent anywhere."""
-    ill.settings["port"] = None
-    ill.bench.octoprint.port_preference = str(ill.bench.link)
-
     report = ill.examine()
 
     assert [finding.id for finding in report.all if finding.level is not Level.OK] == []
@@ -164,14 +164,18 @@ def hide_home(ill):
     ill.settings["api_key_file"] = "/home/pi/mk3.key"
 
 
+def strict(ill):
+    ill.unit |= {"ProtectSystem": "strict", "ReadWritePaths": ""}
+
+
+def rare(ill):
+    ill.unit |= {"DevicePolicy": "closed", "DeviceAllow": "char-188 rw; char-166 rw"}
+    ill.devices.node["number"] = os.makedev(216, 0)
+
+
 CURES = [
     # -- the machine
     ("configuration-wrong", *entry("top", "interval", -1, 5.0)),
-    (
-        "home-hidden",
-        both(entry("settings", "ca_file", None, None)[0], hide_home),
-        entry("unit", "ProtectHome", "", "read-only")[1],
-    ),
     ("events-kernel", *file("proc/net/unix", "none\n", "0: 2 0 1 5 1 23456 /run/udev/control\n")),
     ("events-none", *file("proc/self/uid_map", "0 100000 65536\n", "0 0 4294967295\n")),
     (
@@ -212,7 +216,11 @@ CURES = [
         both(as_if_plugged, lambda ill: ill.printers_rule("# of last year\n")),
         lambda ill: ill.printers_rule(),
     ),
-    ("printers-rule-impossible", lambda _: None, as_if_plugged),
+    (
+        "printers-rule-impossible",
+        lambda ill: ill.settings.update(port="/dev/serial/by-id/usb-any*-if00"),
+        as_if_plugged,
+    ),
     # -- the service
     ("systemd-none", *attribute("systemd", False, True)),
     ("unit-unread", *attribute("systemctl", "Failed to connect to bus", None)),
@@ -226,6 +234,10 @@ CURES = [
         both(entry("unit", "ActiveState", "inactive", "")[0], lambda ill: ill.stop()),
         both(entry("unit", "ActiveState", "", "active")[1], lambda ill: ill.serve()),
     ),
+    ("unit-lacks", hide_home, entry("unit", "ProtectHome", "", "read-only")[1]),
+    ("unit-lacks", *entry("unit", "PrivateTmp", "yes", "no")),
+    ("unit-lacks", strict, lambda ill: ill.unit.update(ReadWritePaths=f"-{ill.state} -{ill.socket.parent}")),
+    ("unit-lacks", rare, lambda ill: ill.unit.update(DeviceAllow="char-188 rw; char-216 rw")),
     ("unit-changed", *entry("unit", "NeedDaemonReload", "yes", "no")),
     ("unit-unwatched", *entry("unit", "WatchdogUSec", "0", "2min")),
     ("unit-unwatched", *entry("unit", "Type", "simple", "notify")),
@@ -236,6 +248,11 @@ CURES = [
     ),
     ("service-silent", lambda ill: ill.hang(), lambda ill: ill.serve()),
     ("service-deaf", *attribute("told", "none", "udev")),
+    (
+        "key-denied",
+        lambda ill: ill.serve(user=STRANGER),
+        lambda ill: ill.unit.update(LoadCredential="keys:/etc/portretry-udev"),
+    ),
     (
         "service-weak",
         lambda ill: ill.serve(capabilities="4"),
@@ -300,15 +317,6 @@ CURES = [
             lambda ill: ill.serve(user=STRANGER, capabilities="0"),
         ),
         lambda ill: ill.bench.link.resolve().chmod(0o666),
-    ),
-    (
-        "port-forbidden",
-        both(
-            entry("unit", "DevicePolicy", "closed", "")[0],
-            entry("unit", "DeviceAllow", "char-166 rw", "")[0],
-            lambda ill: name(ill, str(ill.bench.link)),
-        ),
-        lambda ill: ill.unit.update(DeviceAllow=f"char-166 rw; char-{os.major(found(ill).number)} rw"),
     ),
     (
         "port-denied-octoprint",
@@ -475,7 +483,7 @@ def test_without_a_key_it_is_still_known_whether_octoprint_is_there(ill):
 def test_a_service_of_another_version_is_found(ill, monkeypatch):
     """After an update that has not restarted it; a version before versions were told counts as older."""
     with monkeypatch.context() as older:
-        older.setattr(control, "__version__", "0.0.9")
+        older.setattr(control_server, "__version__", "0.0.9")
         (old,) = [each for each in ill.examine().machine if each.id == "service-old"]
         assert "0.0.9" in old.what
         assert old.commands == ("sudo systemctl restart portretry-udev.service",)
@@ -634,6 +642,24 @@ def test_each_taker_of_ports_has_its_own_cure(ill, holder, cure, command):
 def test_who_may_open_a_node_is_what_the_kernel_would_say(process, access, may):
     """As in path_resolution(7): the owner's bits, else the group's, else the others'; lists are not read."""
     assert process.may_open(access) is may
+
+
+@pytest.mark.parametrize(
+    ("unit", "user", "groups", "capable"),
+    [
+        ({"User": "", "CapabilityBoundingSet": "cap_sys_ptrace cap_dac_override"}, 0, {0}, True),
+        ({"User": "", "CapabilityBoundingSet": "cap_sys_ptrace", "Group": "tty"}, 0, {0, TTY}, False),
+        ({"User": "root", "CapabilityBoundingSet": ""}, 0, {0}, False),
+        ({"User": "made-by-systemd", "Group": "tty", "CapabilityBoundingSet": ""}, -1, {TTY}, False),
+        ({"User": "daemon", "SupplementaryGroups": "tty no-such-group"}, DAEMON, {TTY}, False),
+    ],
+)
+def test_who_the_service_would_be_is_read_from_its_unit(unit, user, groups, capable):
+    """Also while it does not run: then it is most wanted whether it could open the port."""
+    found = doctor_facts._would_be(unit)
+
+    assert (found.user, bool(found.capabilities)) == (user, capable)
+    assert found.groups >= groups
 
 
 def test_what_is_not_told_by_this_machine_is_no_finding():

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from portretry_udev import config, metrics, words
+from portretry_udev import metrics, settings, words
 from portretry_udev.tally import KINDS
 from test_metrics import SHOT
 
@@ -104,7 +104,7 @@ def test_the_inventory_names_settings_that_there_are():
     inventory = yaml.safe_load((DOCS / "ansible" / "inventory.example.yml").read_text())
     for host in inventory["octoprints"]["hosts"].values():
         for printer in host["portretry_printers"].values():
-            assert printer.keys() - {"api_key"} <= config._PRINTER.keys() | set(config._TABLES)
+            assert printer.keys() - {"api_key"} <= settings.PRINTER.keys() | set(settings.TABLES)
 
 
 def test_a_key_is_never_shown_nor_for_others():

@@ -4,8 +4,10 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -55,10 +57,9 @@ class Commands:
 
 
 @pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "root"
-    folder.mkdir()
-    return folder
+def root():
+    with tempfile.TemporaryDirectory(prefix="root-") as folder:  # short: a socket's path has 107 bytes
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -375,14 +376,14 @@ def test_packagers_get_usr_lib_and_nothing_of_one_machine(root):
     assert "ExecStart=/usr/bin/portretry-udev watch" in (root / "usr/lib/systemd/system" / UNIT).read_text()
 
 
-def test_another_root_is_never_this_machine(root, commands):
+def test_another_root_is_never_this_machine(root, commands, tmp_path):
     """No reload, no trigger, and no link that leads back here."""
     configure(root)
     ok("install", "--root", root, "--yes")
     ok("uninstall", "--root", root, "--yes")
     assert commands.ran == []
 
-    elsewhere = root.parent / "elsewhere"
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.rmtree(root / "etc" / "udev")
     (root / "etc" / "udev").symlink_to(elsewhere)
@@ -679,14 +680,35 @@ def test_something_else_of_that_name_is_left_alone(root):
 
 
 def test_nothing_is_done_unasked(root):
-    """On a terminal it asks, and "n" is no; where nobody can be asked it wants --yes."""
-    result = run("install", "--root", root)
-    assert (result.exit_code, tree(root)) == (2, {})
-    assert "--yes" in result.stderr
-
+    """On a terminal it asks, and "n" is no."""
     for answer, status in ((b"n\n", 1), (b"y\n", 0)):
         assert on_a_terminal(answer, "install", "--root", root) == status
         assert bool(contents(root)) is (status == 0)
+
+
+def test_a_script_means_what_it_says(root):
+    """Where nobody can be asked, it is done; what was there before is kept, as ever."""
+    (root / RULE).parent.mkdir(parents=True)
+    (root / RULE).write_text("# somebody's own\n")
+
+    ok("install", "--root", root)
+
+    assert (root / f"{RULE}~").read_text() == "# somebody's own\n"
+    assert (root / SERVICE).exists()
+    ok("uninstall", "--root", root)
+    assert not (root / SERVICE).exists()
+
+
+def test_what_only_its_owner_may_read_stays_so(root):
+    """A mode that somebody has chosen is kept, of the new file as of the copy of the old one."""
+    path = root / "somewhere.toml"
+    path.write_text("old\n")
+    path.chmod(0o600)
+
+    install.carry_out(install.changes([install.File(path, b"new\n", "it")], root))
+
+    assert path.read_text() == "new\n"
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (path, root / "somewhere.toml~")] == [0o600, 0o600]
 
 
 def on_a_terminal(answer, *arguments):
@@ -870,6 +892,22 @@ def test_it_ends_first_and_those_who_read_our_files_are_told_after(root, here):
         "udevadm trigger --action=change --settle /sys/devices/usb1/1-1",
         "systemctl daemon-reload",
     ]
+
+
+def test_udev_forgets_configured_ports_that_are_no_usb_ports(root, here, monkeypatch):
+    """What the rules have set on a UART stays in udev's database until it is told of it."""
+    here(BARE)
+    configure(root, port="/dev/ttyAMA0")
+    ok("install", "--root", root, "--yes")
+    commands = here(RUNNING)
+    monkeypatch.setattr(
+        activation, "serial_devices", lambda ports=(): [Path("/sys") / port for port in ports]
+    )
+    commands.ran.clear()
+
+    ok("uninstall", "--root", root, "--purge", "--yes")
+
+    assert "udevadm trigger --action=change --settle /dev/ttyAMA0" in commands.ran
 
 
 def test_what_does_not_end_is_not_taken_away(root, here):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from portretry_udev import cli, config, keys
+from portretry_udev import cli, config, keys, settings
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/commands.md").read_text()
@@ -67,7 +67,7 @@ def test_every_command_and_option_is_in_it(name):
 def test_every_variable_is_in_it():
     """All settings that the environment can give, the key, and whatever else the program reads there."""
     told = explained(section("Environment"))
-    ours = {f"PORTRETRY_{name.upper()}" for name in config._FLAGS} | {keys.VARIABLE}
+    ours = {f"PORTRETRY_{name.upper()}" for name in settings.FLAGS} | {keys.VARIABLE}
     assert {name for name in told if name.startswith("PORTRETRY_")} == ours
     read = {
         name

@@ -322,11 +322,19 @@ def test_taken_alone_and_we_are_not_root(pty):
 
 def test_permission_denied(pty, opens):
     """EACCES says which group to join."""
-    os.chmod(pty.node, 0)  # noqa: PTH101 - a node, not a path of ours
+    os.chmod(pty.node, 0o600)  # noqa: PTH101 - a node, not a path of ours
     said = run(TRY_TO_OPEN, pty.node)
     assert said.startswith(f"DENIED {pty.node}: permission denied")
     assert "dialout" in said
     assert opens() == 0
+
+
+def test_a_node_that_the_kernel_has_voided(pty):
+    """What an unplug leaves of a node that is bound into a container helps no group: another node does."""
+    os.chmod(pty.node, 0)  # noqa: PTH101 - a node, not a path of ours
+    said = run(TRY_TO_OPEN, pty.node)
+    assert said.startswith(f"DENIED {pty.node}: permission denied: the kernel took all rights")
+    assert "dialout" not in said
 
 
 def test_missing(tmp_path):

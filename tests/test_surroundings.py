@@ -100,6 +100,7 @@ def test_this_very_machine_can_be_asked():
         ("run/systemd/container", "lxc\n", "lxc"),
         ("proc/1/environ", "PATH=/bin\0container=lxc\0TERM=linux\0", "lxc"),
         ("proc/1/environ", "PATH=/bin\0mycontainer=lxc\0", ""),
+        ("proc/self/environ", "PATH=/bin\0container=lxc\0", "lxc"),
         ("proc/1/cmdline", "init", ""),
     ],
 )
@@ -115,9 +116,17 @@ def test_the_manager_is_known_by_the_marks_it_leaves(root, write, file, content,
     [
         ("docker", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
         ("podman", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
-        ("systemd-nspawn", HOST_IDS, "on the host: `machinectl bind CONTAINER /dev/ttyACM0`"),
+        (
+            "systemd-nspawn",
+            HOST_IDS,
+            "`machinectl bind --mkdir CONTAINER /dev/ttyACM0`, and for its unit DeviceAllow=char-ttyACM (",
+        ),
         ("lxc", HOST_IDS, "`lxc.cgroup2.devices.allow: c 166:* rwm` in its configuration, and in it `mknod"),
-        ("lxc", OWN_IDS, "`lxc.mount.entry: /dev/ttyACM0 dev/ttyACM0 none bind,create=file`"),
+        (
+            "lxc",
+            OWN_IDS,
+            "a node `c 166 0` that its root may use, and in its configuration `lxc.mount.entry: NODE dev/tty",
+        ),
         ("", HOST_IDS, "in here: `mknod -m 660 /dev/ttyACM0 c 166 0`"),
     ],
 )
@@ -139,8 +148,12 @@ def test_what_to_give_to_a_container_fits_into_a_line(root, write, manager, ids,
         (
             "docker",
             HOST_IDS,
-            "restart the container, or give it `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`",
+            (
+                "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`, "
+                "or restart it if its --device is a link"
+            ),
         ),
+        ("podman", HOST_IDS, "start the container with `-v /dev:/dev --device-cgroup-rule 'c 166:* rmw'`"),
         ("lxc", HOST_IDS, "in here: `rm /dev/ttyACM3; mknod -m 660 /dev/ttyACM3 c 166 0`"),
         ("lxc", OWN_IDS, "on the host: bind a node `c 166 0` over it"),
     ],

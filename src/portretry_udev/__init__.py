@@ -22,10 +22,12 @@ A map of the modules, by what each of them knows:
 ``notify``            what systemd is told of the service: ready, reloading, alive
 ``watchdog``          whether every loop that must be alive still comes round
 ``unit``              what a configuration needs of the systemd unit beyond what that has
-``control``           the local socket behind status, retry, pause and resume
+``control``           the local socket behind status, retry, pause and resume: its lines, and how to ask
+``control_server``    the service's end of it
 ``tally``             what the rules did, counted; pure
 ``metrics``           those counts for Prometheus, in a file
 ``memory``            what must survive a restart: a hold or a pause, in the state folder
+``settings``          every setting: its form, its range, where it may stand
 ``config``            TOML, environment and flags -> frozen dataclasses, all mistakes at once
 ``config_edit``       one table of a configuration changed, and nothing beside it
 ``finding``           where an OctoPrint is, if nobody has said

@@ -46,7 +46,7 @@ def doctor(  # noqa: PLR0913 - one argument a flag
     from portretry_udev import doctor_screen as screen  # noqa: PLC0415
     from portretry_udev.doctor import examine  # noqa: PLC0415
     from portretry_udev.doctor_facts import Reader  # noqa: PLC0415
-    from portretry_udev.doctor_patients import patients  # noqa: PLC0415
+    from portretry_udev.doctor_patients import majors, patients  # noqa: PLC0415
 
     logs.set_up(verbose=False)
     flags = common.given({"config": config}, ctx)
@@ -54,7 +54,8 @@ def doctor(  # noqa: PLR0913 - one argument a flag
     socket = Path(control).absolute() if control else found.control
     with contextlib.closing(common.devices_or_fail()) as devices:
         reader = Reader(devices)
-        report = examine(reader.machine(found, socket), patients(found.printers, devices, reader.process))
+        seen = patients(found.printers, devices, reader.process)
+        report = examine(reader.machine(found, socket, majors(seen)), seen)
     report = screen.without(screen.keys(found.printers), report)
     if as_json:
         click.echo(json.dumps(screen.as_json(report), indent=2))

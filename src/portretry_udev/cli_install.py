@@ -49,7 +49,7 @@ _root = click.option(
     help="A system in that folder instead of this one.",
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done; do nothing.")
-_yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+_yes = click.option("-y", "--yes", is_flag=True, help="Do not ask; without a terminal nobody is asked.")
 
 
 # -- install ----------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def uninstall_(ctx: click.Context, *, dry_run: bool, root: Path, purge: bool, ye
     """
     layout = _layout(ctx, root)
     try:
-        removal = installation.plan_removal(layout, purge=purge, run=activation.run)
+        removal = installation.plan_removal(layout, purge=purge, run=activation.run, ports=_ports(layout))
     except InstallTrouble as trouble:
         _fail(ctx, trouble)
     _echo(_going(removal, would=dry_run))
@@ -273,6 +273,13 @@ def uninstall_(ctx: click.Context, *, dry_run: bool, root: Path, purge: bool, ye
     note("Done.", *(f"{folder} stays: there is something in it." for folder in left))
     if installation.is_here(layout):
         note("The program itself goes the way it came: by pip, pipx or apt.")
+
+
+def _ports(layout: Layout) -> list[str]:
+    """What is configured, as far as it can be made out: mistakes are nobody's trouble any more."""
+    if not os.path.lexists(layout.config):
+        return []
+    return [printer.port for printer in survey({"config": str(layout.config)}, {}).printers if printer.port]
 
 
 def _going(removal: Removal, *, would: bool) -> Iterator[str]:
@@ -370,10 +377,9 @@ def as_root(ctx: click.Context) -> str:
 
 
 def _confirm(*, yes: bool, question: str) -> None:
-    if yes:
+    """Ask who can be asked.  A script means what it says: what it was shown it has in its log."""
+    if yes or not sys.stdin.isatty():
         return
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody can be asked here: add --yes")
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:

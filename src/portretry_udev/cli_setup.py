@@ -16,10 +16,10 @@ import click
 from portretry_udev import cli_install, installation, matching
 from portretry_udev.cli_common import fail
 from portretry_udev.cli_install import EX_NOPERM
-from portretry_udev.config import NAME, octoprint_url
 from portretry_udev.install import Layout
 from portretry_udev.listing import plain
 from portretry_udev.questions import PREFERRED, Given, Orders
+from portretry_udev.settings import NAME, octoprint_url
 
 
 def _url(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:

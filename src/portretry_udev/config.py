@@ -1,15 +1,14 @@
 """What to watch and how: from flags, the environment, a TOML file and OctoPrint's config.yaml.
 
-Knows every setting, its range and its places, and reports all mistakes at once, each with its path.  It must
-not know what the settings do: it asks no OctoPrint, no udev and opens no port.  It never looks into a key
-beyond whether there is one (``keys``), and no message here shows one: neither the value of ``api_key_file``,
-where a person may have put the key itself, nor a URL, which may have a password in it.
+Knows every place of a setting (``settings`` knows its form), and reports all mistakes at once, each with its
+path.  It must not know what the settings do: it asks no OctoPrint, no udev and opens no port.  It never looks
+into a key beyond whether there is one (``keys``), and no message here shows one: neither the value of
+``api_key_file``, where a person may have put the key itself, nor a URL, which may have a password in it.
 
 Of the same setting in several places, the first of these counts: flag, environment (``PORTRETRY_INTERVAL``),
 the printer's table in the file, the top of the file, OctoPrint's config.yaml, default.
 """
 
-import json
 import os
 import re
 import tomllib
@@ -19,31 +18,36 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from portretry_udev import octoprint_config
 from portretry_udev.keys import VARIABLE as KEY_VARIABLE
 from portretry_udev.keys import KeySource, KeyTrouble, credential, usual_place
 from portretry_udev.octoprint_config import OctoPrintConfigTrouble, OctoPrintSettings
+from portretry_udev.settings import (
+    FIRMWARE,
+    FLAGS,
+    MATCH,
+    MOST_SHOWN,
+    NAME,
+    PRINTER,
+    PRUSA,
+    TABLES,
+    TOP,
+    BadError,
+    absolute,
+    shown,
+    spoken,
+)
 
 DEFAULT_FILE = Path("/etc/portretry-udev/config.toml")
 DEFAULT_INTERVAL = 5.0  # seconds, as PortRetry's
-_INTERVALS = (0.5, 3600.0)  # seconds: below, the looks themselves are a load; above, nobody waits
-_BAUDRATES = (2400, 4_000_000)  # baud: 4000000 is the highest that Linux has a name for
-_BOOTLOADER_BAUDRATE = 1200  # opening a port at 1200 baud sends many boards into their bootloader
 _LOG_BAUDRATE = 57600  # Prusa's Buddy firmware turns Marlin off and its log on (tud_cdc_line_coding_cb)
-_PRUSA = "2c99"
 # Chips that sit on every second board: one of them says nothing about whose printer it is.
 _BRIDGES = {"1a86": "CH340", "10c4": "CP210x", "0403": "FTDI", "067b": "PL2303"}
 _OCTOPRINT_PORT = 5000  # OctoPrint's own default
-_LONGEST_SOCKET = 107  # bytes of a Unix socket's path (unix(7): 108 with the final NUL)
 _MOST_BYTES = 1 << 20
-_MOST_SHOWN = 60  # characters of a wrong value
 _ALONE = "printer"  # the name of the one printer that is set up by flags
 NOWHERE = KeySource(None)  # stands for a key whose place nobody has named
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-"""A printer's name.  It is a file's, a credential's and an argument's: no slash, no dot or dash in front."""
 
 _TYPE_THIS = (
     "portretry-udev watch --octoprint http://127.0.0.1:5000 --api-key-file /etc/portretry-udev/printer.key"
@@ -164,240 +168,6 @@ class Wrong(Exception):  # noqa: N818 - `except Wrong` reads well
         super().__init__("\n".join(self.mistakes))
 
 
-# --- values -----------------------------------------------------------------------------------------------
-
-
-class _BadError(ValueError):
-    """What a value must be; the path is put before it by whoever knows it."""
-
-
-def _shown(value: object) -> str:
-    """A wrong value as it was written, on one line and not too long."""
-    match value:
-        case bool() | str():
-            short = (
-                value[:_MOST_SHOWN] + "..." if isinstance(value, str) and len(value) > _MOST_SHOWN else value
-            )
-            return json.dumps(short, ensure_ascii=not str(short).isprintable())
-        case int() if abs(value) > 10**18:
-            return "a huge number"  # and str() refuses more than 4300 digits
-        case int() | float():
-            return str(value)
-        case dict() | list():
-            return "a table" if isinstance(value, dict) else "a list"
-    return f"a {type(value).__name__}"
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise _BadError(f"must be text, is {_shown(value)}")
-    return value
-
-
-def _choice(*words: str) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or value not in words:
-            known = ", ".join(f'"{word}"' for word in words[:-1])
-            raise _BadError(f'must be {known} or "{words[-1]}", is {_shown(value)}')
-        return value
-
-    return check
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _BadError(f"must be true or false, is {_shown(value)}")
-    return value
-
-
-def _interval(value: object) -> float:
-    low, high = _INTERVALS
-    # Compared before it is made a float: that fails for a whole number of 400 digits.  nan fits no range.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise _BadError(f"must be a number from {low:g} to {high:g} seconds, is {_shown(value)}")
-    return float(value)
-
-
-def _baudrate(value: object) -> int:
-    low, high = _BAUDRATES
-    if value == _BOOTLOADER_BAUDRATE and not isinstance(value, bool):
-        raise _BadError("1200 baud is refused: it sends many boards into their bootloader")
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _BadError(
-            f"must be a whole number from {low} to {high} baud (left out: OctoPrint's), is {_shown(value)}"
-        )
-    return value
-
-
-def _path(value: object) -> Path:
-    text = _text(value)
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError:
-        raise _BadError(f"there is no such user's home: {_shown(value)}") from None
-    if not path.is_absolute():
-        raise _BadError(f'must be an absolute path, such as "/etc/portretry-udev/...", is {_shown(value)}')
-    return path
-
-
-def _key_path(value: object) -> Path:
-    try:
-        return _path(value)
-    except _BadError:
-        # Without the value: it may well be the key itself.
-        raise _BadError(
-            "must be the absolute path of a file that holds the API key, not the key itself"
-        ) from None
-
-
-def _ca_file(value: object) -> Path:
-    path = _path(value)
-    if not os.path.isfile(path) or not os.access(path, os.R_OK):  # noqa: PTH113 - is_file raises for a long name
-        raise _BadError(f"there is no file of certificates that can be read: {path}")
-    return path
-
-
-def _socket(value: object) -> Path:
-    path = _path(value)
-    if len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise _BadError(f"must be a path of at most {_LONGEST_SOCKET} bytes, as for every Unix socket")
-    return path
-
-
-def _textfile(value: object) -> Path:
-    path = _path(value)
-    if path.suffix != ".prom" or path.name.startswith("."):
-        raise _BadError(f'must end in ".prom", or node_exporter does not read it, is {_shown(str(path))}')
-    return path
-
-
-def _node(value: object) -> str:
-    text = _text(value)
-    if text.upper() == "AUTO":
-        raise _BadError("AUTO is no port; left out, it is the port that OctoPrint prefers")
-    if not text.startswith("/"):
-        raise _BadError(f'must be the path of a node, such as "/dev/serial/by-id/...", is {_shown(value)}')
-    return os.path.normpath(text)
-
-
-def _url(value: object) -> str:
-    """An address of OctoPrint's.  No message shows it: there may be a password or a key in it."""
-    if not isinstance(value, str) or not re.fullmatch(
-        r"https?://[^\s\\\x00-\x20\x7f]+", value, re.IGNORECASE
-    ):
-        raise _BadError('must be a URL such as "http://127.0.0.1:5000" or "https://octopi.example/octoprint"')
-    try:
-        parts = urlsplit(value)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise _BadError("must be a URL with a host and, if any, a port from 1 to 65535") from None
-    if "@" in parts.netloc:
-        raise _BadError("must be a URL without a user and password in it")
-    if "?" in value or "#" in value:
-        raise _BadError("must be a URL without ? and # (the API key goes into api_key_file)")
-    if not host or port == 0:
-        raise _BadError("must be a URL with a host and, if any, a port from 1 to 65535")
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
-
-
-def octoprint_url(text: str) -> str:
-    """An address of OctoPrint's as it belongs into a configuration.
-
-    Raises:
-        ValueError: it is none; the text says what it must be, and does not show it.
-    """
-    return _url(text)
-
-
-def _hex(example: str) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        text = value.lower().removeprefix("0x") if isinstance(value, str) else ""
-        if len(text) != len(example) or not re.fullmatch(r"[0-9a-f]+", text):
-            wish = f'{len(example)} hexadecimal digits in quotes, such as "{example}"'
-            raise _BadError(f"must be {wish}, is {_shown(value)}")
-        return text
-
-    return check
-
-
-_MATCH: dict[str, Callable[[object], str]] = {
-    "serial": _text,
-    "vendor": _hex(_PRUSA),
-    "product": _hex(_PRUSA),
-    "path": _text,
-    "interface": _hex("00"),
-}
-_FIRMWARE: dict[str, Callable[[object], str]] = {"machine": _text, "uuid": _text}
-_TABLES = ("match", "firmware")
-_TOP: dict[str, Callable[[object], Any]] = {
-    "interval": _interval,
-    "state_dir": _path,
-    "control": _socket,
-    "metrics_textfile": _textfile,
-}
-_PRINTER: dict[str, Callable[[object], Any]] = {
-    "octoprint": _url,
-    "api_key_file": _key_path,
-    "port": _node,
-    "octoprint_port": _text,
-    "baudrate": _baudrate,
-    "profile": _text,
-    "interval": _interval,
-    "reconnect": _choice("on-return", "always"),
-    "probe": _choice("firmware", "open", "none"),
-    "avoid_reset": _flag,
-    "start": _choice("connect", "wait"),
-    "push": _flag,
-    "octoprint_config": _path,
-    "ca_file": _ca_file,
-}
-_FLAGS = (
-    "config",
-    "octoprint",
-    "api_key_file",
-    "port",
-    "baudrate",
-    "interval",
-    "reconnect",
-    "probe",
-    "avoid_reset",
-    "start",
-    "push",
-    "octoprint_config",
-    "ca_file",
-    "state_dir",
-    "control",
-    "metrics_textfile",
-)
-"""The settings that flags and the environment can give; ``match`` and the rest need a file."""
-
-_PATHS = ("config", "api_key_file", "octoprint_config", "ca_file", "state_dir", "control", "metrics_textfile")
-_SPOKEN_FLAGS = {
-    **dict.fromkeys(("true", "yes", "on", "1"), True),
-    **dict.fromkeys(("false", "no", "off", "0"), False),
-}
-
-
-def _spoken(setting: str, value: object) -> object:
-    """A value from a command line or the environment, which is text, in the type it has in a file."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        return value
-    if setting == "baudrate" and re.fullmatch(r"[0-9]{1,9}", value):
-        return int(value)
-    if setting == "interval" and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        return float(value)
-    if setting in ("avoid_reset", "push") and value.lower() in _SPOKEN_FLAGS:
-        return _SPOKEN_FLAGS[value.lower()]
-    # A command is typed in some folder, and means a path from there; a file in /etc has no such folder.
-    # A long bare word for the key file is likely the key: left as it is, it is refused without being shown.
-    bare_key = setting == "api_key_file" and re.fullmatch(r"[A-Za-z0-9_-]{16,}", value)
-    if setting in _PATHS and value and not value.startswith("~") and not bare_key:
-        return os.path.abspath(value)  # noqa: PTH100 - resolve() would follow links
-    return value
-
-
 # --- layers -----------------------------------------------------------------------------------------------
 
 
@@ -439,7 +209,7 @@ class _Loader:
     def given(self, check: Callable[[object], Any], value: object, where: str) -> _Given:
         try:
             return _Given(check(value), where)
-        except _BadError as bad:
+        except BadError as bad:
             self.wrong(where, bad)
             return _Given(None, where, wrong=True)
 
@@ -447,7 +217,7 @@ class _Loader:
 
     def flags(self, flags: Mapping[str, object]) -> _Layer:
         """What the command line gives; None is: not given."""
-        unknown = set(flags) - set(_FLAGS)
+        unknown = set(flags) - set(FLAGS)
         if unknown:
             raise TypeError(f"no such flags: {', '.join(sorted(unknown))}")  # our own mistake, not a person's
         return {
@@ -458,7 +228,7 @@ class _Loader:
 
     def environment(self) -> _Layer:
         """What ``PORTRETRY_*`` gives; an empty variable is not given, as in compose files."""
-        known = {f"PORTRETRY_{name.upper()}": name for name in _FLAGS} | {KEY_VARIABLE: "api_key"}
+        known = {f"PORTRETRY_{name.upper()}": name for name in FLAGS} | {KEY_VARIABLE: "api_key"}
         layer: _Layer = {}
         for variable, value in self._environ.items():
             if not variable.startswith("PORTRETRY_") or variable.startswith("PORTRETRY_TEST_"):
@@ -474,8 +244,8 @@ class _Loader:
         return layer
 
     def _spoken(self, name: str, value: object, where: str) -> _Given:
-        check = {"config": _path, **_TOP, **_PRINTER}[name]
-        return self.given(check, _spoken(name, value), where)
+        check = {"config": absolute, **TOP, **PRINTER}[name]
+        return self.given(check, spoken(name, value), where)
 
     # -- the file
 
@@ -487,12 +257,12 @@ class _Loader:
         top: _Layer = {}
         for key, value in table.items():
             where = f"{path}: {_quoted(key)}"
-            if key in _TOP:
-                top[key] = self.given(_TOP[key], value, where)
-            elif key in _PRINTER or key in _TABLES:
+            if key in TOP:
+                top[key] = self.given(TOP[key], value, where)
+            elif key in PRINTER or key in TABLES:
                 self.wrong(where, "belongs to a printer: write it below its [printers.NAME]")
             elif key != "printers":
-                self._unknown(key, where, [*_TOP, "printers"])
+                self._unknown(key, where, [*TOP, "printers"])
         tables = table.get("printers", {})
         if not isinstance(tables, dict):
             self.wrong(f"{path}: printers", "must be tables, one [printers.NAME] each")
@@ -531,7 +301,7 @@ class _Loader:
                 where, "a printer's name has 1 to 64 letters, digits, _ . or -, and begins with none of . -"
             )
         if not isinstance(table, dict):
-            self.wrong(where, f"must be a table, [printers.NAME], is {_shown(table)}")
+            self.wrong(where, f"must be a table, [printers.NAME], is {shown(table)}")
             return {}
         layer: _Layer = {}
         for key, value in table.items():
@@ -539,13 +309,13 @@ class _Loader:
             if key == "match":
                 layer[key] = self._match(value, place)
             elif key == "firmware":
-                layer[key] = self._words(value, place, _FIRMWARE, 'machine = "Original Prusa i3 MK3S"')
-            elif key in _PRINTER:
-                layer[key] = self.given(_PRINTER[key], value, place)
-            elif key in _TOP:
+                layer[key] = self._words(value, place, FIRMWARE, 'machine = "Original Prusa i3 MK3S"')
+            elif key in PRINTER:
+                layer[key] = self.given(PRINTER[key], value, place)
+            elif key in TOP:
                 self.wrong(place, "belongs to the top of the file, above the first [printers.NAME]")
             else:
-                self._unknown(key, place, [*_PRINTER, *_TABLES])
+                self._unknown(key, place, [*PRINTER, *TABLES])
         if "port" in layer and "match" in layer:
             self.wrong(where, "port and match exclude each other; keep one")
         return layer
@@ -560,7 +330,7 @@ class _Loader:
             self.wrong(where, f"there is no such setting{_meant(key, known)}")
 
     def _match(self, table: object, where: str) -> _Given:
-        given = self._words(table, where, _MATCH, 'serial = "CZPX..."')
+        given = self._words(table, where, MATCH, 'serial = "CZPX..."')
         if not given.wrong and (fault := _too_wide(given.value)):
             self.wrong(where, fault)
             return _Given(given.value, where, wrong=True)
@@ -571,7 +341,7 @@ class _Loader:
     ) -> _Given:
         """A small table of words."""
         if not isinstance(table, dict) or not table:
-            self.wrong(where, f"must be a table such as {{ {example} }}, is {_shown(table)}")
+            self.wrong(where, f"must be a table such as {{ {example} }}, is {shown(table)}")
             return _Given({}, where, wrong=True)
         found: dict[str, str] = {}
         before = len(self.mistakes)
@@ -604,7 +374,7 @@ class _Loader:
         key = self._key(name, given, place("api_key_file"))
         if len(self.mistakes) > before or any(each.wrong for each in given.values()) or not url or not key:
             return None
-        plain = (_PRINTER.keys() | set(_TABLES)) - {"octoprint", "api_key_file", "interval"}
+        plain = (PRINTER.keys() | set(TABLES)) - {"octoprint", "api_key_file", "interval"}
         values = {setting: each.value for setting, each in given.items() if setting in plain}
         return Printer(name, url, key, interval=interval, octoprint_settings=settings, **values)
 
@@ -635,7 +405,7 @@ class _Loader:
         match, port = given.get("match"), given.get("port")
         vendor = match.value.get("vendor") if match else None
         # by-id names begin with the maker's: usb-Prusa_Research__prusa3d.com__...
-        if vendor == _PRUSA or (port and "Prusa_Research" in str(port.value)):
+        if vendor == PRUSA or (port and "Prusa_Research" in str(port.value)):
             self.wrong(
                 baudrate.where, "57600 baud is refused: it switches a Prusa board's firmware off; use 115200"
             )
@@ -647,7 +417,7 @@ class _Loader:
         named = given.get("octoprint_config")
         if settings is not None and named is not None:
             place = f"{named.where}: {named.value}: server.host and server.port"
-            derived = self.given(_url, address(settings), place)
+            derived = self.given(PRINTER["octoprint"], address(settings), place)
             return None if derived.wrong else str(derived.value)
         if named is None:  # else its trouble was told already
             self.wrong(missing, 'is missing; name the URL of its OctoPrint, such as "http://127.0.0.1:5000"')
@@ -657,7 +427,7 @@ class _Loader:
         interval, named = given.get("interval"), given.get("octoprint_config")
         if interval is None and settings is not None and named is not None and settings.interval is not None:
             place = f"{named.where}: {named.value}: plugins.portretry.interval"
-            interval = self.given(_interval, settings.interval, place)
+            interval = self.given(TOP["interval"], settings.interval, place)
         return DEFAULT_INTERVAL if interval is None or interval.wrong else float(interval.value)
 
     def _key(self, name: str, given: _Layer, missing: str) -> KeySource | None:
@@ -739,7 +509,7 @@ def load(
     those give for a printer holds for every selected printer of the file.
 
     Args:
-        flags: what the command line gave, by the names in `_FLAGS`; None is: not given.
+        flags: what the command line gave, by the names in `FLAGS`; None is: not given.
         environ: the environment: ``PORTRETRY_*``, and what systemd sets for credentials and the state.
         only: names of the printers to watch; empty is all.
         default_file: the file to use if none is named.
@@ -930,9 +700,9 @@ def _exists(path: Path) -> bool:
 
 def _quoted(key: str) -> str:
     """A key as TOML writes it."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else _shown(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else shown(key)
 
 
 def _meant(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name[:_MOST_SHOWN], known, n=1)
+    close = get_close_matches(name[:MOST_SHOWN], known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"

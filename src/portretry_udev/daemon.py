@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from portretry_udev import control, metrics
+from portretry_udev import control, control_server, metrics
 from portretry_udev.config import Config, Printer, Wrong
 from portretry_udev.devices import Devices
 from portretry_udev.memory import Memory
@@ -72,7 +72,7 @@ class Daemon:
         self._dry_run = dry_run
         self._again = again
         self._notifier = notifier if notifier is not None else Notifier()
-        self._server: control.Server | None = None
+        self._server: control_server.Server | None = None
         self._metrics: metrics.Writer | None = None
         self._failure: BaseException | None = None
         self._stopping = False
@@ -177,7 +177,7 @@ class Daemon:
         path = self._config.control or control.default_path()
         try:
             devices = self._devices
-            server = control.Server(
+            server = control_server.Server(
                 path, self.watchers, lambda: devices.events, events_why=lambda: devices.events_why or ""
             )
         except control.ControlError as e:

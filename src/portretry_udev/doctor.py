@@ -63,6 +63,7 @@ def examine(machine: Machine, patients: Sequence[Patient]) -> Report:
 def _examined(patient: Patient, machine: Machine) -> list[Finding]:
     found = [finding for check in doctor_octoprint.CHECKS for finding in check(patient)]
     found += [finding for check in doctor_port.CHECKS for finding in check(patient, machine)]
+    found += doctor_service.key(patient, machine.service)
     healthy = all(finding.level is not Level.PROBLEM for finding in found)
     return [*found, *doctor_service.printer(patient.name, machine.service, else_fine=healthy)]
 

@@ -48,19 +48,26 @@ _PROPERTIES = (
     "UnitFileState",
     "FragmentPath",
     "ConditionResult",
+    "ConditionTimestamp",
     "Result",
     "ExecMainStatus",
     "Type",
     "WatchdogUSec",
     "NeedDaemonReload",
     "ProtectHome",
+    "ProtectSystem",
+    "PrivateTmp",
+    "ReadWritePaths",
     "User",
     "Group",
     "SupplementaryGroups",
     "CapabilityBoundingSet",
+    "LoadCredential",
+    "LoadCredentialEncrypted",
     "DevicePolicy",
     "DeviceAllow",
 )
+_NOBODY = -1  # no user has this number
 _TIME_ERROR = 5  # <linux/timex.h>: nobody keeps the clock
 _THROTTLED = 0x10001  # vcgencmd get_throttled: under-voltage now, and since the boot
 
@@ -130,18 +137,20 @@ class Reader:
         self._run = run
         self._kernel = kernel or Kernel()
 
-    def machine(self, survey: Survey, socket: Path | None) -> Machine:
+    def machine(self, survey: Survey, socket: Path | None, majors: frozenset[int] = frozenset()) -> Machine:
         """All of it.
 
         Args:
             survey: of the configuration.
             socket: of the service; None: where one is by default.
+            majors: the device numbers of the printers' ports.
         """
         hearing = Surroundings(str(self._root)).hearing()
         heard, unsent = (None, "") if hearing.events == "none" else self._send()
         return Machine(
             root=self._kernel.user == 0,
             survey=survey,
+            majors=majors,
             hearing=hearing,
             heard=heard,
             unsent=unsent,
@@ -295,31 +304,27 @@ class Reader:
 
 def _would_be(unit: Mapping[str, str] | None) -> Process:
     """Who the service is when it runs: as its unit says, else who we are."""
-    user = (unit or {}).get("User") or ("root" if unit else "")
-    if not user:
+    if not unit:
         mine = frozenset({os.getegid(), *os.getgroups()})
         return Process(0, os.geteuid(), mine, ALL_CAPABILITIES if os.geteuid() == 0 else 0)
-    try:
+    user, groups, number = unit.get("User") or "root", set(), _NOBODY
+    with contextlib.suppress(KeyError):  # one that systemd will make (DynamicUser=)
         who = pwd.getpwnam(user)
-    except KeyError:
-        return Process(0, -1, frozenset())
-    groups = set(os.getgrouplist(user, who.pw_gid))
-    named = [(unit or {}).get("Group", ""), *(unit or {}).get("SupplementaryGroups", "").split()]
-    for name in filter(None, named):
+        number, groups = who.pw_uid, set(os.getgrouplist(user, who.pw_gid))
+    for name in (*unit.get("Group", "").split(), *unit.get("SupplementaryGroups", "").split()):
         with contextlib.suppress(KeyError):
             groups.add(grp.getgrnam(name).gr_gid)
-    bounds = (unit or {}).get("CapabilityBoundingSet", "")
-    capable = who.pw_uid == 0 and (not bounds or "cap_dac_override" in bounds)
-    return Process(0, who.pw_uid, frozenset(groups), ALL_CAPABILITIES if capable else 0)
+    capable = number == 0 and "cap_dac_override" in unit.get("CapabilityBoundingSet", "cap_dac_override")
+    return Process(0, number, frozenset(groups), ALL_CAPABILITIES if capable else 0)
 
 
-def access(node: str) -> Access | None:
-    """Who may open a node; None: it cannot be looked at."""
+def access(path: str | Path) -> Access | None:
+    """Who may open a node or a file; None: it cannot be looked at."""
     try:
-        found = Path(node).stat()
+        found = Path(path).stat()
     except OSError:
         return None
-    return _access(node, found)
+    return _access(path, found)
 
 
 def _access(path: str | Path, found: os.stat_result) -> Access:

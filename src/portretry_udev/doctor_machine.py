@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from portretry_udev.facts import Access, Machine, RuleFile, Service
 from portretry_udev.findings import Finding, Level, fine, kind
-from portretry_udev.udev_rule import Unwritable, rules_for
+from portretry_udev.install import printers_rules
 
 NEWEST_PAST = 1735689600  # seconds since 1970: 2025 began; a clock before that is not set
 ENOUGH = 1 << 20  # bytes of room for files of a few hundred each
@@ -27,12 +27,6 @@ WRONG = kind(
     Level.PROBLEM,
     "There is a mistake in the configuration; the service does not start with one, or keeps the old one.",
     "Correct the line that is named; config.example.toml shows every setting.",
-)
-HOME = kind(
-    "home-hidden",
-    Level.PROBLEM,
-    "The unit has ProtectHome=yes, and the configuration names a file in somebody's home.",
-    "Put the file elsewhere, or set ProtectHome=read-only in a drop-in.",
 )
 EVENTS_KERNEL = kind(
     "events-kernel",
@@ -155,16 +149,6 @@ def configuration(machine: Machine) -> Iterator[Finding]:
         count = len(survey.printers)
         where = survey.file or "flags and PORTRETRY_* variables"
         yield fine("configuration", f"{where}, {count} {'printer' if count == 1 else 'printers'}")
-    unit = machine.service.unit or {}
-    if unit.get("ProtectHome") in ("yes", "true", "tmpfs"):
-        for printer in survey.printers:
-            for path in (printer.key.path, printer.octoprint_config, printer.ca_file):
-                if path is not None and path.parts[1:2] in (("home",), ("root",)):
-                    yield HOME.found(
-                        f"{printer.name}: the service cannot see {path}: its unit has ProtectHome=yes",
-                        "",
-                        "sudo systemctl edit portretry-udev   # [Service] ProtectHome=read-only",
-                    )
 
 
 def events(machine: Machine) -> Iterator[Finding]:
@@ -202,6 +186,8 @@ def notifications(machine: Machine) -> Iterator[Finding]:
 
 def rules(machine: Machine) -> Iterator[Finding]:
     """Are the udev rules there, and those for this configuration?"""
+    if machine.hearing.events != "udev":
+        return  # without a udevd here, nobody would read them here
     found = [*_rule(machine.rule), *_printers_rule(machine)]
     yield from found or [fine("udev rules", "both are installed")]
 
@@ -215,13 +201,13 @@ def _rule(rule: RuleFile) -> Iterator[Finding]:
 
 def _printers_rule(machine: Machine) -> Iterator[Finding]:
     rule, survey = machine.printers_rule, machine.survey
-    if survey.mistakes or not any(printer.port or printer.match for printer in survey.printers):
-        return  # there is nothing to write
-    try:
-        text = rules_for(survey.printers)
-    except Unwritable as why:
-        yield RULES_UNWRITABLE.found(str(why))
+    # udev makes no names outside of /dev: a port there, such as Klipper's, needs no rule.
+    ours = [each for each in survey.printers if each.match or (each.port or "").startswith("/dev/")]
+    if survey.mistakes or not ours:
         return
+    _, troubles = printers_rules(ours)
+    yield from (RULES_UNWRITABLE.found(trouble) for trouble in troubles)
+    text, _ = printers_rules(survey.printers)
     if rule.off:
         yield RULE_OFF.found(
             f"{rule.path} switches the printers' rule off", "", f"sudo rm {rule.path}", INSTALL

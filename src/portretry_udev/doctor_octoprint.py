@@ -157,8 +157,8 @@ def reach(patient: Patient) -> Iterator[Finding]:
 def about(patient: Patient) -> Iterator[Finding]:
     """What is it, and what may we?"""
     found = patient.about
-    if found is None or _is_refused(patient):
-        return
+    if found is None or _is_refused(patient) or isinstance(patient.answer, NotSetUp):
+        return  # what nobody's key may is no news
     kinds = {"permissions": PERMISSION, "safe mode": SAFE_MODE, "rival": RIVAL}
     for remark in found.remarks():
         yield kinds[remark.subject].found(remark.what, remark.cure)

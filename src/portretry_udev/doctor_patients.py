@@ -6,7 +6,7 @@ checks.
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -58,13 +58,20 @@ def patients(
     ]
 
 
+def majors(seen: Iterable[Patient]) -> frozenset[int]:
+    """The device numbers of their ports."""
+    return frozenset(os.major(patient.node.number) for patient in seen if patient.node is not None)
+
+
 def _asked(printer: Printer) -> Patient:
     trouble = _key(printer)
     if trouble is not None:
         hidden = _is_hidden(printer)
         return Patient(printer, trouble, not hidden and _is_keyless(printer), hidden, _without_key(printer))
     told = _Told(printer)
-    return Patient(printer, answer=told.answer, about=told.about, verdict=told.verdict)
+    path = None if printer.key.credential else printer.key.path
+    kept = None if path is None else access(path)
+    return Patient(printer, answer=told.answer, about=told.about, verdict=told.verdict, kept=kept)
 
 
 def _key(printer: Printer) -> KeyTrouble | None:

@@ -81,12 +81,6 @@ DENIED = kind(
     "The service's user may not open the port.",
     "Put that user into the port's group (dialout), and restart the service.",
 )
-FORBIDDEN = kind(
-    "port-forbidden",
-    Level.PROBLEM,
-    "The unit's DeviceAllow does not have this kind of port.",
-    "Add it in a drop-in.",
-)
 DENIED_OCTOPRINT = kind(
     "port-denied-octoprint",
     Level.PROBLEM,
@@ -192,7 +186,8 @@ def known(patient: Patient, machine: Machine) -> Iterator[Finding]:
         yield from _missing(found)
         return
     shown = found.path if found.path == found.real else f"{found.path} -> {found.real}"
-    yield fine("port", shown, f"driver: {found.driver}", f"links: {' '.join(found.links)}")
+    driver = [f"driver: {found.driver}"] if found.driver else []
+    yield fine("port", shown, *driver, *found.links)
     yield from _chancy(patient, found)
 
 
@@ -256,15 +251,6 @@ def permitted(patient: Patient, machine: Machine) -> Iterator[Finding]:
                 *_granted(node, access, service.itself),
             )
         )
-    major = os.major(node.number)
-    if _is_forbidden(machine, major) and node.modem:
-        found.append(
-            FORBIDDEN.found(
-                f"the unit's DeviceAllow does not have {node.real} (char-{major})",
-                "",
-                f"sudo systemctl edit portretry-udev   # [Service] DeviceAllow=char-{major} rw",
-            )
-        )
     # Which of several is this printer's cannot be told; if none may, this one may not.
     refused = [each for each in patient.around if each.may_open(access) is False]
     if refused and len(refused) == len(patient.around):
@@ -291,16 +277,6 @@ def _granted(node: Node, access: Access, whom: Process) -> tuple[str, str]:
         )
     cure = "put that user into the group of the port, and start the program anew"
     return cure, f"sudo usermod -aG {group} $(id -nu {whom.user})"
-
-
-def _is_forbidden(machine: Machine, major: int) -> bool:
-    unit = machine.service.unit or {}
-    allowed, policy = unit.get("DeviceAllow", ""), unit.get("DevicePolicy", "auto")
-    if policy not in ("closed", "strict") and not allowed:
-        return False
-    names = {188: "ttyUSB", 166: "ttyACM", 204: "ttyAMA", 4: "ttyS"}
-    wished = {f"char-{major}", f"char-{names.get(major, major)}", "char-*"}
-    return not wished & set(re.findall(r"char-[^ ;]+", allowed)) and "/dev/tty" not in allowed
 
 
 def held(patient: Patient, machine: Machine) -> Iterator[Finding]:

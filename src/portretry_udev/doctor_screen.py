@@ -6,6 +6,7 @@ Knows columns and colours.  Must not know a single check, nor where a report goe
 import contextlib
 import dataclasses
 import os
+import platform
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -64,6 +65,7 @@ def as_json(report: Report) -> dict[str, Any]:
     """The report for programs."""
     return {
         "version": __version__,
+        "system": _system(),
         "root": os.geteuid() == 0,
         "healthy": report.healthy,
         "problems": report.count(Level.PROBLEM),
@@ -85,6 +87,8 @@ class Screen:
 
     def text(self, report: Report, *, verbose: bool) -> Iterator[str]:
         """All of it, the worst first in each group."""
+        yield from self._wrapped(f"portretry-udev {__version__}, {_system()}", "")
+        yield ""
         yield from self._group("This machine", report.machine, verbose=verbose)
         for name, found in report.printers.items():
             yield ""
@@ -127,6 +131,16 @@ class Screen:
         )
 
 
+def _system() -> str:
+    """What everybody asks who is to help."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = "Linux of an unknown kind"
+    kernel = f"Linux {platform.release()} {platform.machine()}"
+    return f"{name}, {kernel}, Python {platform.python_version()}"
+
+
 def _sum(report: Report) -> str:
     counts = [
         (report.count(Level.PROBLEM), "problem", "problems"),
@@ -137,4 +151,5 @@ def _sum(report: Report) -> str:
     if report.healthy:
         told.insert(0, "no problem found")
     hint = "" if os.geteuid() == 0 else " (not root: sudo portretry-udev doctor sees more)"
-    return f"{', '.join(told)}{hint}; -v explains each"
+    more = "" if len(told) == report.healthy else "; -v explains each"
+    return f"{', '.join(told)}{hint}{more}"

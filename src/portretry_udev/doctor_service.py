@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from portretry_udev import __version__
-from portretry_udev.facts import Machine, Service
+from portretry_udev import unit as units
+from portretry_udev.config import Config
+from portretry_udev.facts import Machine, Patient, Service
 from portretry_udev.findings import Finding, Level, fine, kind
 from portretry_udev.udev_rule import UNIT
 
@@ -71,6 +73,13 @@ UNIT_UNWATCHED = kind(
     "The unit has no watchdog: a service that hangs is not restarted.",
     "Install the unit anew, or set Type=notify and WatchdogSec=2min in it.",
 )
+UNIT_LACKS = kind(
+    "unit-lacks",
+    Level.PROBLEM,
+    "The configuration needs something that the unit keeps from the service: a file in a home or in /tmp, a "
+    "folder to write to, or a port with a rare driver.",
+    "Have the drop-in written that gives it.",
+)
 ABSENT = kind(
     "service-absent",
     Level.PROBLEM,
@@ -108,6 +117,13 @@ WEAK = kind(
     Level.NOTE,
     "The service may not look into other users' processes: it does not always see who has the port.",
     "Give its unit AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH, or run it as root.",
+)
+KEY_DENIED = kind(
+    "key-denied",
+    Level.PROBLEM,
+    "The service does not run as root, and its user may not read the file of the API key.",
+    "Have systemd hand it over, with LoadCredential=keys:/etc/portretry-udev in the unit; or give that user "
+    "a file of its own.",
 )
 UNWATCHED = kind(
     "printer-unwatched",
@@ -165,7 +181,7 @@ def unit(machine: Machine) -> Iterator[Finding]:
     if service.unread:
         yield UNREAD.found(f"systemd does not tell about {UNIT}: {service.unread}")
         return
-    found = list(_unit(service, service.unit))
+    found = [*_unit(service, service.unit), *_lacks(machine, service.unit)]
     yield from found or [fine("unit", f"{service.unit.get('FragmentPath') or UNIT}, runs")]
 
 
@@ -188,7 +204,7 @@ def _unit(service: Service, of: Mapping[str, str]) -> Iterator[Finding]:
     elif active == "inactive" and not service.processes:
         why = (
             "a condition of its unit is not met"
-            if of.get("ConditionResult") == "no"
+            if of.get("ConditionTimestamp") and of.get("ConditionResult") == "no"
             else "nothing has started it"
         )
         yield UNIT_STOPPED.found(f"the service does not run: {why}", "", f"sudo systemctl start {UNIT}")
@@ -197,8 +213,40 @@ def _unit(service: Service, of: Mapping[str, str]) -> Iterator[Finding]:
     if of.get("NeedDaemonReload") == "yes":
         restart = f"sudo systemctl restart {UNIT}"
         yield UNIT_CHANGED.found("the unit's file has changed", "", "sudo systemctl daemon-reload", restart)
-    if of.get("WatchdogUSec") in ("0", "infinity") or of.get("Type") not in ("notify", "notify-reload"):
+    # Of a unit that does not run systemd (252) tells no watchdog.
+    unwatched = of.get("WatchdogUSec") in ("0", "infinity") or of.get("Type") not in (
+        "notify",
+        "notify-reload",
+    )
+    if active == "active" and unwatched:
         yield UNIT_UNWATCHED.found("the unit has no watchdog", "", _INSTALL)
+
+
+def _lacks(machine: Machine, of: Mapping[str, str]) -> Iterator[Finding]:
+    """What the configuration needs of the unit, and what is not in it as it is now."""
+    found = machine.survey
+    if of.get("LoadState") != "loaded" or found.state_dir is None:
+        return
+    whole = Config(found.printers, found.state_dir, found.control, found.metrics_textfile)
+    for need in units.needs(whole, machine.majors):
+        setting, _, value = need.line.partition("=")
+        if not _has(of, setting, value):
+            yield UNIT_LACKS.found(f"the unit lacks {need.line}: {need.why}", "", _INSTALL)
+
+
+def _has(of: Mapping[str, str], setting: str, value: str) -> bool:
+    """Whether a unit has a setting by now, in systemd's words for it."""
+    now = of.get(setting, "")
+    match setting:
+        case "ProtectHome":
+            return now not in ("yes", "tmpfs")  # what is not told is not taken away
+        case "PrivateTmp":
+            return now in ("", "no")
+        case "DeviceAllow":
+            closed = of.get("DevicePolicy") in ("closed", "strict") or bool(now)
+            return not closed or value.partition(" ")[0] in now
+    strict = of.get("ProtectSystem") in ("strict", "full")  # ReadWritePaths=
+    return not strict or value.strip('"').lstrip("-") in now
 
 
 def process(machine: Machine) -> Iterator[Finding]:
@@ -240,6 +288,18 @@ _STATES = {
     "backing-off": BACKING_OFF,
 }
 _FINE = frozenset({"connected", "connecting"})
+
+
+def key(patient: Patient, service: Service) -> Iterator[Finding]:
+    """May the service read the key, too?"""
+    handed_over = any(
+        (service.unit or {}).get(name) for name in ("LoadCredential", "LoadCredentialEncrypted")
+    )
+    if patient.kept is None or handed_over or service.itself.user in (0, patient.kept.owner):
+        return
+    yield KEY_DENIED.found(
+        f"user {service.itself.user} of the service may not read {patient.printer.key.path}"
+    )
 
 
 def printer(name: str, service: Service, *, else_fine: bool) -> Iterator[Finding]:

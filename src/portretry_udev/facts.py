@@ -132,6 +132,7 @@ class Machine:
     Attributes:
         root: we are root, and see all.
         survey: the configuration.
+        majors: the device numbers of the printers' ports that are there.
         hearing: which events can arrive, as was foretold.
         heard: an event that we sent was heard; None: none was sent.
         unsent: why not.
@@ -148,6 +149,7 @@ class Machine:
 
     root: bool
     survey: Survey
+    majors: frozenset[int]
     hearing: Hearing
     heard: bool | None
     unsent: str
@@ -170,6 +172,7 @@ class Patient:
         printer: as configured.
         key: why its key cannot be used; None: it can.
         keyless: nobody has put a key there, or said where it is.
+        kept: who may read the file of the key; None: it is in none, or it cannot be looked at.
         hidden: the key is root's, and we are not: nothing can be said of it.
         answer: what its OctoPrint says; None: it was not asked, for want of a key, but something is there.
         about: what that is; None: it did not tell.
@@ -195,6 +198,7 @@ class Patient:
     wanted: Wanted | None = None
     found: Node | Missing | None = None
     row: Row | None = None
+    kept: Access | None = None
     octoprints: frozenset[int] = frozenset()
     access: Access | None = None
     marks: Marks | None = None

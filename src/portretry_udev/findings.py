@@ -56,7 +56,12 @@ class Kind:
 
     def found(self, what: str, cure: str = "", *commands: str, details: tuple[str, ...] = ()) -> Finding:
         """A finding of this kind; without a cure of its own it has the general one."""
-        return Finding(self.id, self.level, what, cure or self.cure, commands, details)
+        return Finding(self.id, self.level, what, cure or _clause(self.cure), commands, details)
+
+
+def _clause(sentence: str) -> str:
+    """A sentence in the style of all that is said on a terminal."""
+    return f"{sentence[0].lower()}{sentence[1:]}".removesuffix(".")
 
 
 CATALOGUE: dict[str, Kind] = {}

@@ -394,7 +394,7 @@ def _write(change: Change, undo: contextlib.ExitStack) -> Written:
         mode = _mode(path)
         backup, is_new = _keep(change) if change.keeps_old else (None, False)
         undo.callback(_put_back, change, mode, backup if is_new else None)
-        files.write(path, change.file.data, files.PUBLIC)
+        files.write(path, change.file.data, mode)
     except OSError as e:
         raise _trouble(e, path, "written") from e
     return Written(change, backup)

@@ -4,7 +4,7 @@ Knows the order: first the files, all or none, then who reads them.  Must not kn
 asked about; `install` and `setup` do that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,8 +130,14 @@ class Removal:
         return bool(self.plan.goes or self.before)
 
 
-def plan_removal(layout: Layout, *, purge: bool, run: Run) -> Removal:
+def plan_removal(layout: Layout, *, purge: bool, run: Run, ports: Iterable[str] = ()) -> Removal:
     """See what is to be taken away; nothing is.
+
+    Args:
+        layout: where.
+        purge: a person's settings, too.
+        run: asks systemd how things are.
+        ports: that are configured: what the rules have said of them is to be forgotten.
 
     Raises:
         InstallTrouble: a folder cannot be looked into.
@@ -143,7 +149,7 @@ def plan_removal(layout: Layout, *, purge: bool, run: Run) -> Removal:
     before = activation.before_removal(machine) if found.packaged is None else []
     after = activation.after_removal(machine, packaged=found.packaged is not None) if found.unit else []
     if found.rules and here:
-        after = [*activation.for_rules(machine, activation.serial_devices()), *after]
+        after = [*activation.for_rules(machine, activation.serial_devices(ports)), *after]
     return Removal(found, tuple(before), tuple(after))
 
 

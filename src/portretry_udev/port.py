@@ -64,6 +64,10 @@ _ADVICE = {
     Refusal.STALE: "the node is there, its device is not: printer off, or an old node in a container",
     Refusal.BROKEN: "input/output error: check cable and board",
 }
+_VOID = (
+    "permission denied: the kernel took all rights from this node when its device was unplugged; "
+    "give the container one made by mknod (docs/containers.md)"
+)
 # EPERM is not the node's mode, but what the control group may use.
 _NOT_ALLOWED = "not allowed here: give the container the device, or the service's unit a DeviceAllow= for it"
 
@@ -495,9 +499,20 @@ def _refused(path: str, error: Exception) -> PortError:
     """An errno as an outcome; what is not known by number is not understood, and means hands off."""
     code = _errno(error)
     refusal = _REFUSALS.get(code, Refusal.UNKNOWN)
-    known = _NOT_ALLOWED if code == errno.EPERM else _ADVICE.get(refusal)
+    known = _NOT_ALLOWED if code == errno.EPERM else _VOID if _is_void(path, code) else _ADVICE.get(refusal)
     advice = known or (os.strerror(code) if code else str(error))
     return PortError(refusal, f"{path}: {advice}")
+
+
+def _is_void(path: str, code: int) -> bool:
+    """Whether this is devtmpfs's node of a device that was unplugged, kept by a container's bind mount.
+
+    Before it unlinks a node, devtmpfs sets its mode to 0 (handle_remove in drivers/base/devtmpfs.c); the
+    device that comes back has a new one.
+    """
+    with contextlib.suppress(OSError):
+        return code == errno.EACCES and stat.S_IMODE(Path(path).stat().st_mode) == 0
+    return False
 
 
 def _errno(error: BaseException | None) -> int:

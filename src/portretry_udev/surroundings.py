@@ -137,9 +137,10 @@ class Surroundings:
         for file in ("run/host/container-manager", "run/systemd/container"):
             if lines := self._lines(file):
                 return lines[0].strip()
-        for word in "".join(self._lines("proc/1/environ")).split("\0"):
-            if word.startswith("container="):
-                return word.removeprefix("container=")
+        for file in ("proc/1/environ", "proc/self/environ"):  # the first one may be kept from us
+            for word in "".join(self._lines(file)).split("\0"):
+                if word.startswith("container="):
+                    return word.removeprefix("container=")
         return ""
 
     def cure(self, node: str, number: int) -> str:
@@ -156,11 +157,15 @@ class Surroundings:
         if manager in {"docker", "podman"}:
             return f"start the container with {_DOCKER_DEV.format(major)}"
         if manager == "systemd-nspawn":
-            return f"on the host: `machinectl bind CONTAINER {node}` (DeviceAllow=char-{major} in its unit)"
+            kind = Path(node).name.rstrip("0123456789")  # its driver's name in /proc/devices
+            return (
+                f"on the host: `machinectl bind --mkdir CONTAINER {node}`, "
+                f"and for its unit DeviceAllow=char-{kind} (systemctl set-property)"
+            )
         if manager.startswith("lxc") and not self._knows_root():
             return (
-                f"on the host: `lxc.cgroup2.devices.allow: c {major}:* rwm` and "
-                f"`lxc.mount.entry: {node} {node[1:]} none bind,create=file`"
+                f"on the host: make a node `c {major} {minor}` that its root may use, and in its "
+                f"configuration `lxc.mount.entry: NODE {node[1:]} none bind,create=file`"
             )
         made = f"`mknod -m 660 {node} c {major} {minor}`"
         if manager.startswith("lxc"):
@@ -169,8 +174,11 @@ class Surroundings:
 
     def renewal(self, node: str, number: int) -> str:
         """What makes a stale node the right one again, for people; arguments as for `cure`."""
-        if self.manager() in {"docker", "podman"}:
-            return f"restart the container, or give it {_DOCKER_DEV.format(os.major(number))}"
+        manager = self.manager()
+        if manager in {"docker", "podman"}:
+            # Docker's restart follows anew the link that --device was given; Podman's does not.
+            restart = ", or restart it if its --device is a link" if manager == "docker" else ""
+            return f"start the container with {_DOCKER_DEV.format(os.major(number))}{restart}"
         if not self._knows_root():
             return f"on the host: bind a node `c {os.major(number)} {os.minor(number)}` over it"
         return f"in here: `rm {node}; mknod -m 660 {node} c {os.major(number)} {os.minor(number)}`"

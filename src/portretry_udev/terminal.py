@@ -22,6 +22,7 @@ from portretry_udev.questions import Option, Question
 WIDTH = 80  # columns, where the terminal has no fewer
 _SETTLED = 1.5  # seconds after which all ports of a board have come
 _HINT_AFTER = 60.0  # seconds without a sign of the cable
+_HEARS_WITHIN = 0.5  # seconds
 _NUMBER = 4  # columns that an option's number takes
 
 EXPLAINED = "Do not pull it in a print.  Enter goes back to the list."
@@ -112,6 +113,10 @@ def _typed(prompt: str) -> str:
         Abort: there is nobody any more.
     """
     click.echo(prompt, err=True, nl=False, color=colour())
+    if sys.stdin.isatty():
+        # A Ctrl-C just before read(2) is noticed only when that returns, and nobody may type any more.
+        while not select.select([sys.stdin], [], [], _HEARS_WITHIN)[0]:
+            pass
     line = sys.stdin.readline()
     if not line:
         raise click.Abort

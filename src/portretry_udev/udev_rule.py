@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from portretry_udev.settings import NAME
+
 UNIT = "portretry-udev.service"
 
 _HEAD = """\
@@ -49,7 +51,6 @@ _OF_THE_DEVICE = ("serial", "vendor", "product")  # the USB device has these too
 # What udev leaves as it is in a serial number or a link of its own; letters of other alphabets too.
 _PLAIN = re.compile(r"(?:[A-Za-z0-9#+.:=@_/-]|[^\W_])+")
 _LONGEST = 255  # characters: a file name's limit, and far from the 16384 of a line (UDEV_LINE_SIZE)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # as in the configuration
 _UNIT = re.compile(r"[A-Za-z0-9_.-]+\.service")
 _HEX = re.compile(r"[0-9a-f]+")
 _NODE = re.compile(r"tty[A-Za-z]*[0-9]+")
@@ -93,7 +94,7 @@ def rules_for(printers: Iterable[Printer], unit: str = UNIT) -> str:
 
 
 def _rules(printer: Printer) -> str:
-    if not _NAME.fullmatch(printer.name):
+    if not NAME.fullmatch(printer.name):
         raise Unwritable(f"printer {printer.name!a}: its name cannot be that of a link in /dev")
     if printer.port is not None:
         return _by_port(printer.name, printer.port)

@@ -455,6 +455,8 @@ class Watcher:
             return
         try:
             self._node_watch = (self._node_notes.add(node.real, _NODE_MASK), node.identity)
+        except FileNotFoundError:
+            self._node_watch = None  # gone since it was found: the next look tells
         except OSError as e:
             self._node_watch = None
             self._say_once(f"cannot watch {node.real} ({e.strerror}): other users of the port are seen late")

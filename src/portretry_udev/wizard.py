@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from portretry_udev import listing
-from portretry_udev.config import NAME, Printer, octoprint_url
+from portretry_udev.config import Printer
 from portretry_udev.devices import Port, resolved
 from portretry_udev.events import Octo
 from portretry_udev.finding import Found
@@ -22,6 +22,7 @@ from portretry_udev.login import Account, LoginTrouble
 from portretry_udev.octoprint import Answer, offered
 from portretry_udev.questions import PREFERRED, Option, Person, Question
 from portretry_udev.rest import Trouble
+from portretry_udev.settings import NAME, octoprint_url
 
 _ALONE = "printer"  # a name for those whose board says nothing of itself
 

@@ -133,6 +133,27 @@ def octoprint(server, ports):
     tell(f"the end of {server}'s log:\n{server.log_tail(60)}")
 
 
+@pytest.fixture
+def make(octoprint_version, tmp_path):
+    """An OctoPrint of a story's own: ``make()``, with more settings, and with plugins, a file each."""
+    count = itertools.count(1)
+    with contextlib.ExitStack() as stack:
+
+        def make(extra=None, plugins=(), **options):
+            basedir = tmp_path / f"octoprint-{next(count)}"
+            options.setdefault("preferred", str(tmp_path / "ttyFAKE1"))
+            server = RealOctoPrint(octoprint_version, basedir, [f"{tmp_path}/tty*"], extra=extra, **options)
+            (basedir / "plugins").mkdir(parents=True)
+            for name, text in dict(plugins).items():
+                (basedir / "plugins" / f"{name}.py").write_text(text)
+            server.prepare()
+            stack.callback(server.kill)
+            stack.callback(lambda: sys.stdout.write(f"the end of {server}'s log:\n{server.log_tail(60)}\n"))
+            return server
+
+        yield make
+
+
 def stop(daemon):
     """End the service, if it runs, with the patience of systemd: that it takes a second is another story."""
     if daemon.status is None:

@@ -2,9 +2,7 @@
 
 import contextlib
 import fcntl
-import itertools
 import os
-import sys
 
 import pytest
 import requests
@@ -12,7 +10,6 @@ import requests
 from helpers import Daemon, assert_eventually
 from portretry_udev import port
 from portretry_udev.octoprint import Client, Kind, Octo, Trouble
-from portretry_udev.real_octoprint import RealOctoPrint
 from portretry_udev.simulator import Printer
 
 pytestmark = pytest.mark.octoprint
@@ -57,27 +54,6 @@ __plugin_name__ = "A connector of Moonraker's kind"
 __plugin_pythoncompat__ = ">=3,<4"
 __plugin_implementation__ = Plugin()
 """
-
-
-@pytest.fixture
-def make(octoprint_version, tmp_path):
-    """An OctoPrint of a story's own: ``make()``, with more settings, and with plugins, a file each."""
-    count = itertools.count(1)
-    with contextlib.ExitStack() as stack:
-
-        def make(extra=None, plugins=(), **options):
-            basedir = tmp_path / f"octoprint-{next(count)}"
-            options.setdefault("preferred", str(tmp_path / "ttyFAKE1"))
-            server = RealOctoPrint(octoprint_version, basedir, [f"{tmp_path}/tty*"], extra=extra, **options)
-            (basedir / "plugins").mkdir(parents=True)
-            for name, text in dict(plugins).items():
-                (basedir / "plugins" / f"{name}.py").write_text(text)
-            server.prepare()
-            stack.callback(server.kill)
-            stack.callback(lambda: sys.stdout.write(f"the end of {server}'s log:\n{server.log_tail(60)}\n"))
-            return server
-
-        yield make
 
 
 @contextlib.contextmanager

@@ -31,6 +31,12 @@ with socket.socket(socket.AF_UNIX) as s:
     s.sendall(sys.argv[2].encode() + b"\\n")
     print(s.makefile().readline())
 """
+# A shell's: replaces itself by the command after it, in a /dev of its own with one node; says who it is.
+OWN_DEV = (
+    "mount -t tmpfs none /run/udev && mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && "
+    "mknod -m 666 /dev/urandom c 1 9 && mknod -m 660 /dev/ttyACM0 c 166 0 && echo $$ > /root/inside && "
+    'exec "$0" "$@"'
+)
 _STATES = (
     "absent backing-off connected connecting faulted held in-use listening paused unconfigured unreachable"
 )

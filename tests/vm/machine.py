@@ -139,10 +139,11 @@ class Machine:
 
     Args:
         image: the folder that `built` returns.
+        memory: in MB.
     """
 
-    def __init__(self, image):
-        self._image = image
+    def __init__(self, image, memory=MEMORY):
+        self._image, self._memory = image, memory
         self._accelerator = accelerator()
         self.dir = Path(tempfile.mkdtemp(prefix="portretry-vm-"))
         self._numbers = itertools.count(1)
@@ -159,7 +160,7 @@ class Machine:
         with Path(self._image, "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not saved.with_suffix(".state").exists():
-                with contextlib.closing(Machine(self._image)) as first:
+                with contextlib.closing(Machine(self._image, self._memory)) as first:
                     first.boot_and_save(saved)
         disk = self.dir / "disk.qcow2"
         shutil.copyfile(saved.with_suffix(".qcow2"), disk)
@@ -214,7 +215,7 @@ class Machine:
         return [
             *("setpriv", "--pdeathsig", "KILL"),  # it ends with us, however we do
             *("qemu-system-x86_64", "-machine", "pc,usb=off,vmport=off", "-accel", engine, "-cpu", cpu),
-            *("-smp", "2", "-m", str(MEMORY), "-nodefaults", "-no-user-config", "-display", "none"),
+            *("-smp", "2", "-m", str(self._memory), "-nodefaults", "-no-user-config", "-display", "none"),
             *("-kernel", f"{self._image}/vmlinuz", "-initrd", f"{self._image}/initrd", "-append", _APPEND),
             *("-no-reboot", "-drive", f"if=none,id=root,format=qcow2,file={disk}"),
             *("-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"),

@@ -8,17 +8,11 @@ import os
 
 import pytest
 
-from vm.bench import CONTROL, PATIENCE, SOURCE, STATE, Bench, copy_package
+from vm.bench import CONTROL, OWN_DEV, PATIENCE, SOURCE, STATE, Bench, copy_package
 from vm.boards import MEGA2560
 from vm.machine import Machine, built
 
 pytestmark = pytest.mark.vm
-
-INSIDE = (
-    "mount -t tmpfs none /run/udev && mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && "
-    "mknod -m 666 /dev/urandom c 1 9 && mknod -m 660 /dev/ttyACM0 c 166 0 && echo $$ > /root/pid && "
-    'exec "$0" "$@"'
-)
 
 
 class Contained(Bench):
@@ -26,7 +20,7 @@ class Contained(Bench):
 
     def start_client(self, url):
         self.service = self.machine.spawn(
-            *("unshare", "--mount", "sh", "-c", INSIDE, "python3", "-m", "portretry_udev", "watch"),
+            *("unshare", "--mount", "sh", "-c", OWN_DEV, "python3", "-m", "portretry_udev", "watch"),
             *("--octoprint", url, "--api-key-file", "/root/key", "--port", "/dev/ttyACM0"),
             *("--state-dir", STATE, "--control", CONTROL, "--interval", "60", "-v"),
             PYTHONPATH=SOURCE,
@@ -35,7 +29,7 @@ class Contained(Bench):
 
     def inside(self, line):
         """Have a shell in the container do a line."""
-        return self.machine.check(f"nsenter --mount --target $(cat /root/pid) sh -c '{line}'")
+        return self.machine.check(f"nsenter --mount --target $(cat /root/inside) sh -c '{line}'")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,12 @@ from portretry_udev.fake_octoprint import FakeOctoPrint
 SHORT = Timeouts(hello=6.0, connect=12.0, detect=1.0, poll=1.0, silence=8.0)
 
 
+def say(**data):
+    """One line, whole, though another thread, or process, speaks at the same time."""
+    sys.stdout.write(json.dumps(data) + "\n")
+    sys.stdout.flush()
+
+
 def tell(octoprint):
     """Print each change of its state, in order."""
     told = 0
@@ -31,7 +37,7 @@ def tell(octoprint):
             told += 1
             error = octoprint.error if "error" in words else None
             change = {"state": words, "error": error, "port": octoprint.connection()["current"]["port"]}
-            print(json.dumps({**change, "connects": octoprint.connects}), flush=True)
+            say(**change, connects=octoprint.connects)
 
 
 def main():
@@ -42,7 +48,7 @@ def main():
     octoprint = FakeOctoPrint(api_key=key, ports=ports, timeouts=timeouts)
     octoprint._tcp_port = int(os.environ.get("TCP_PORT", "0"))
     with octoprint:
-        print(json.dumps({"url": octoprint.url}), flush=True)
+        say(url=octoprint.url)
         threading.Thread(target=tell, args=(octoprint,), daemon=True).start()
         for line in sys.stdin:
             match line.split():
@@ -56,4 +62,5 @@ def main():
                     octoprint.wait_for_start = switch == "on"
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ OctoPrint, in time, and to leave both alone otherwise.
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import logging
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from bench import INTERVAL, KEY, SOON, Bench, descriptors, logged, someone_else
 from helpers import assert_eventually, assert_stays
-from portretry_udev import events, rules, watcher
+from portretry_udev import events, inotify, rules, watcher
 from portretry_udev.about import About
 from portretry_udev.devices import Devices, Uevent
 from portretry_udev.fake_octoprint import FakeOctoPrint
@@ -512,6 +513,25 @@ def test_a_state_folder_that_cannot_be_written_is_said_once(bench, log):
             watching.watcher.post(events.Retry())
         bench.expect_operational()
     assert log.count("will not survive a restart") == 1
+
+
+@pytest.mark.parametrize(("code", "times"), [(errno.ENOSPC, 1), (errno.ENOENT, 0)])
+def test_a_node_that_cannot_be_watched_is_told_once_unless_it_has_just_gone(
+    bench, log, monkeypatch, code, times
+):
+    """Without notes of others on the port it goes on; one that was pulled meanwhile is only absent."""
+
+    def add(watch, path, mask):
+        if mask == watcher._NODE_MASK:
+            raise OSError(code, os.strerror(code))
+        return real(watch, path, mask)
+
+    real = inotify.Part.add
+    monkeypatch.setattr(inotify.Part, "add", add)
+    with bench.watch() as watching:
+        bench.expect_operational()
+        watching.expect("connected")
+    assert log.count("cannot watch") == times
 
 
 def test_reconnect_always_overrules_a_disconnect(bench):

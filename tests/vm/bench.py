@@ -72,6 +72,7 @@ class Bench:
         service: the service's process; its lines are its log (with -v).
         board: the one plugged in last.
         control: the service's control socket.
+        state_line: a pattern for what the service says when its state changes.
     """
 
     control = CONTROL
@@ -80,6 +81,7 @@ class Bench:
     def __init__(self, machine, kind, *options, patient=False, name="printer"):
         self.machine, self.kind, self.name = machine, kind, name
         self._options, self._patience = options, "real" if patient else "short"
+        self.state_line = _STATE.format(name=name)
         self.board = None
         self._plugged = False
 
@@ -128,13 +130,14 @@ class Bench:
         finally:
             self._tell("resume")
 
-    def status(self):
-        """What `portretry-udev status --json` says of the printer."""
-        return self._tell("status")["printers"][self.name]
+    def status(self, user="root"):
+        """What `portretry-udev status --json` says of the printer, if a user asks."""
+        return self._tell("status", user)["printers"][self.name]
 
-    def _tell(self, word):
+    def _tell(self, word, user="root"):
         line = json.dumps({"version": control.VERSION, "command": word, "printer": self.name})
-        asked = self.machine.spawn("python3", "-c", _TELL, self.control, line)
+        who = () if user == "root" else ("runuser", "-u", user, "--")
+        asked = self.machine.spawn(*who, "python3", "-c", _TELL, self.control, line)
         assert asked.wait(PATIENCE) == 0, asked.text
         answer = json.loads(asked.text)
         assert "error" not in answer, asked.text
@@ -189,9 +192,8 @@ class Bench:
 
     def state(self):
         """What the service has said last of itself: `absent`, `listening`, ..."""
-        pattern = _STATE.format(name=self.name)
-        said = self.service.said(pattern)
-        return re.search(pattern, said[-1])["state"] if said else None
+        said = self.service.said(self.state_line)
+        return re.search(self.state_line, said[-1])["state"] if said else None
 
     def wait_state(self, state):
         """Wait until the service has said so last."""

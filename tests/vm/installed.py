@@ -106,10 +106,6 @@ class Installed(Bench):
             self.machine.check(f"rm {place}; rmdir --ignore-fail-on-non-empty {DROPINS}")
         self.machine.check("systemctl daemon-reload")
 
-    def as_user(self, user, command):
-        """Have a user's shell do a line; returns its exit status and what it said."""
-        return self.machine.run(f"runuser -u {user} -- sh -c '{command}'")
-
     # -- the system ------------------------------------------------------------------------------------
     def files(self):
         """All files, folders and links that somebody has put there."""

@@ -4,6 +4,7 @@ Each story leaves the printer connected for the next one.  The boards count: wha
 """
 
 import contextlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -96,7 +97,17 @@ def apt_install(machine, deb):
 
 
 @pytest.fixture(scope="module")
-def from_deb(machine, deb):  # noqa: ARG001 - it skips where no machine can be built
+def by_pip(machine, wheels):  # noqa: ARG001 - it skips where no machine can be built
+    """A machine that is just installing: pip takes its time there, and has it beside the first stories."""
+    with new_machine() as house:
+        put(house.machine, *wheels.iterdir())
+        install = f"{VENV}/bin/pip install --quiet --no-index --find-links /tmp portretry-udev"
+        house.installing = house.machine.spawn("sh", "-c", f"python3 -m venv {VENV} && {install}")
+        yield house
+
+
+@pytest.fixture(scope="module")
+def from_deb(deb, by_pip):  # noqa: ARG001 - begun now, that it is done when its story comes
     """The package is installed; nothing more."""
     with new_machine() as house:
         apt_install(house.machine, deb)
@@ -211,11 +222,9 @@ def held_by_another(bench):
 
 
 def test_who_may_open_the_port_may_ask(bench):
-    """In group dialout one may; another user is told what is missing, and nobody is root for it."""
-    status, said = bench.as_user("pi", "portretry-udev status")
-    assert status == 0
-    assert re.search(rf"{NAME} +connected", said), said
-    status, said = bench.as_user("stranger", "portretry-udev status")
+    """In group dialout one may, without being root for it; another user is told what is missing."""
+    assert bench.status(user="pi")["state"] == "connected"
+    status, said = bench.machine.run("runuser -u stranger -- portretry-udev status")
     assert status != 0
     assert "dialout" in said
     assert bench.machine.check("stat -c '%a %U %G' /run/portretry-udev/control.sock").split() == [
@@ -295,11 +304,18 @@ def test_a_read_only_etc_is_told_and_survived(bench):
 
 
 def test_the_journal_has_one_line_a_change_and_never_the_key(bench):
-    """With the right priorities: changes are 6, what wants a look 4, and nothing is a plain 5 or unknown."""
-    lines = [line for line in bench.journal() if line.get("_SYSTEMD_UNIT") == UNIT]
-    texts = [line["MESSAGE"] for line in lines if line["MESSAGE"].startswith(f"{NAME}: ")]
-    assert not any(KEY in str(line) for line in bench.journal())
-    assert texts
+    """Of all that the stories before have made: changes as information, what wants a look as a warning."""
+    journal = bench.journal()
+    assert [line for line in journal if KEY in str(line)] == []
+    said = [line for line in journal if line["MESSAGE"].startswith(f"{NAME}: ")]
+    assert {line["_SYSTEMD_UNIT"] for line in said} == {UNIT}
+    told = [(line["_PID"], line["MESSAGE"]) for line in said]
+    assert [this for this, that in itertools.pairwise(told) if this == that] == []
+    changes, rest = [], []
+    for line in said:
+        (changes if re.search(bench.state_line, line["MESSAGE"]) else rest).append(line)
+    assert {line["PRIORITY"] for line in changes} == {"6"}
+    assert {line["PRIORITY"] for line in rest if "No space left" in line["MESSAGE"]} == {"4"}
 
 
 def test_after_a_reboot_it_is_there(bench):
@@ -337,26 +353,22 @@ def test_a_purge_leaves_nothing(bench):
 
 
 # -- pip ---------------------------------------------------------------------------------------------------
-def test_by_pip_from_venv_to_purge(machine, wheels):  # noqa: ARG001 - it skips where no machine can be built
+def test_by_pip_from_venv_to_purge(by_pip):
     """In /opt: setup, connected, back after an unplug, `uninstall --purge`; then no file of ours is left."""
     program = f"{VENV}/bin/portretry-udev"
-    with new_machine() as house:
-        put(house.machine, *wheels.iterdir())
-        house.machine.check(f"python3 -m venv {VENV}", LONG)
-        house.machine.check(f"{VENV}/bin/pip install -q --no-index --find-links /tmp portretry-udev", LONG)
-        after = house.files()
-        assert house.processes() == []
-        said = house.machine.check(f"{program} {SETUP}", LONG)
-        assert f"{NAME} is connected" in said
-        house.wait_state("connected")
-        house.unplug()
-        house.wait_state("absent")
-        house.operational(after=house.plug())
-        house.wait_state("connected")
-        with undisturbed(house):
-            house.machine.check(f"{program} uninstall --purge --yes 2>&1", LONG)
-        assert house.processes() == []
-        assert house.unit("LoadState") == ["not-found"]
-        assert {file for file in house.files() - after if "__pycache__" not in file} == set()
-        house.machine.check(f"rm -r {VENV}")
-        assert house.files() - house.before == set()
+    assert by_pip.installing.wait(LONG) == 0, by_pip.installing.text
+    after = by_pip.files()
+    assert by_pip.processes() == []
+    assert f"{NAME} is connected" in by_pip.machine.check(f"{program} {SETUP}", LONG)
+    by_pip.wait_state("connected")
+    by_pip.unplug()
+    by_pip.wait_state("absent")
+    by_pip.operational(after=by_pip.plug())
+    by_pip.wait_state("connected")
+    with undisturbed(by_pip):
+        by_pip.machine.check(f"{program} uninstall --purge --yes 2>&1", LONG)
+    assert by_pip.processes() == []
+    assert by_pip.unit("LoadState") == ["not-found"]
+    assert {file for file in by_pip.files() - after if "__pycache__" not in file} == set()
+    by_pip.machine.check(f"rm -r {VENV}")
+    assert by_pip.files() - by_pip.before == set()

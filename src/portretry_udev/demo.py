@@ -21,6 +21,7 @@ from typing import Protocol
 
 import click
 
+from portretry_udev import control
 from portretry_udev.fake_octoprint import FakeOctoPrint
 from portretry_udev.real_octoprint import InstallError, RealOctoPrint, ServeError
 from portretry_udev.simulator import Printer
@@ -142,7 +143,8 @@ class _Watcher:
         command = [sys.executable, "-m", "portretry_udev", "watch"]
         command += ["--octoprint", octoprint.address(), "--api-key-file", str(octoprint.key_file())]
         command += ["--port", str(link), "--interval", str(INTERVAL), "--state-dir", str(folder / "state")]
-        command += ["--control", str(folder / "control.sock")] + ["-v"] * verbose
+        self._socket = folder / "control.sock"
+        command += ["--control", str(self._socket)] + ["-v"] * verbose
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PORTRETRY_")}
         environment["NO_COLOR"] = "1"
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -158,6 +160,14 @@ class _Watcher:
 
     def running(self) -> bool:
         return self._process.poll() is None
+
+    def state(self) -> str:
+        """What it says of its only printer; empty: it does not say."""
+        try:
+            (printer,) = control.ask(self._socket, "status")["printers"].values()
+        except control.ControlError:
+            return ""
+        return str(printer["state"])
 
     def stop(self) -> int:
         """End it as systemd would; its exit status."""
@@ -217,6 +227,8 @@ class _Demo:
         self._expect_return()
 
     def _disconnect(self) -> None:
+        # Nobody is as quick as to press it before: without push that would look like an attempt that failed.
+        self._until(lambda: self._watcher.state() == "connected", "the watcher did not notice")
         self._story.tell("Somebody presses Disconnect in OctoPrint. The printer stays on.")
         self._octoprint.disconnect()
         self._expect_offline()

@@ -83,7 +83,7 @@ class Writer:
         except ImportError:
             raise NoLibraryError(
                 "metrics_textfile: no metrics are written, as the library prometheus_client is missing: "
-                "pip install 'portretry-udev[metrics]', or on Debian: apt install python3-prometheus-client"
+                "pip install prometheus-client, or for the deb: apt install python3-prometheus-client"
             ) from None
         self._path = path
         self._events = events

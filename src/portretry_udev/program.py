@@ -25,9 +25,9 @@ _PASSING = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108 - named becaus
 _PLAIN = re.compile(r"/[A-Za-z0-9_./+,:=@~-]+")
 
 CURE = (
-    "Put it where only root can write, and install from there:",
+    "Put it where only root can write, and install from there; in a clone of its source:",
     f"  sudo python3 -m venv /opt/{NAME}",
-    f"  sudo /opt/{NAME}/bin/pip install {NAME}",
+    f"  sudo /opt/{NAME}/bin/pip install '.[push]'",
     f"  sudo /opt/{NAME}/bin/{NAME} install",
 )
 

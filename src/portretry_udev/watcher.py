@@ -350,8 +350,9 @@ class Watcher:
         if self._said is None or self._said[0] != account.state:
             self._since = time.time()
         self._said = said
-        self.snapshot = self._snapshot(account, self._since)
+        # Logged first: who has seen the state finds its line there.
         self.log.log(logging.WARNING if account.warn else logging.INFO, "%s: %s", account.state, account.why)
+        self.snapshot = self._snapshot(account, self._since)
         self._changed()
 
     def _since_of(self, account: words.Account) -> float:

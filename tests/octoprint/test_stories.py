@@ -270,7 +270,7 @@ def test_a_firmware_that_answers_us_but_not_octoprint(scene):
     scene.printer.deaf_to = frozenset({"M110"})  # OctoPrint's hello; ours is M115
     daemon = scene.watch()
     for seconds in (2, 4):
-        daemon.expect(f" backing-off: .* {seconds} s")
+        daemon.expect(f" backing-off: .* {seconds} s", 30.0)  # OctoPrint takes its own time to give up
     assert scene.new_attempts() == 2
     scene.left_alone(2.0)
     scene.printer.deaf_to = frozenset()

@@ -71,8 +71,10 @@ class Bench:
         octoprint: the OctoPrint's process; its lines are its states.
         service: the service's process; its lines are its log (with -v).
         board: the one plugged in last.
+        control: the service's control socket.
     """
 
+    control = CONTROL
     _plugs = itertools.count(1)
 
     def __init__(self, machine, kind, *options, patient=False, name="printer"):
@@ -132,7 +134,7 @@ class Bench:
 
     def _tell(self, word):
         line = json.dumps({"version": control.VERSION, "command": word, "printer": self.name})
-        asked = self.machine.spawn("python3", "-c", _TELL, CONTROL, line)
+        asked = self.machine.spawn("python3", "-c", _TELL, self.control, line)
         assert asked.wait(PATIENCE) == 0, asked.text
         answer = json.loads(asked.text)
         assert "error" not in answer, asked.text

@@ -33,6 +33,7 @@ HEALTHY = {
     "UnitFileState": "enabled",
     "FragmentPath": "/etc/systemd/system/portretry-udev.service",
     "ConditionResult": "yes",
+    "ConditionTimestamp": "Fri 2026-11-27 20:50:49 UTC",
     "Result": "success",
     "ExecMainStatus": "0",
     "Type": "notify",
@@ -155,6 +156,7 @@ class Clinic:
             "port": str(bench.link),
         }
         self.unit = dict(HEALTHY)
+        self.written = "# /etc/systemd/system/portretry-udev.service\n[Service]\nType=notify\n"
         self.systemd = True
         self.systemctl = None  # what it complains about
         self.kernel = {"user": 0, "now": lambda: NOW, "synchronised": lambda: True, "deaf": lambda: ""}
@@ -200,8 +202,15 @@ class Clinic:
         if command[0] == "systemctl":
             if self.systemctl:
                 raise OSError(self.systemctl)
-            return "".join(f"{name}={value}\n" for name, value in self.unit.items())
+            return self.written if command[1] == "cat" else "".join(self._told(command[-1]))
         raise OSError(f"there is no {command[0]} here")
+
+    def _told(self, asked):
+        """As systemd (252) tells it: each device that is allowed in a line of its own, and no credential."""
+        for name in asked.removeprefix("--property=").split(","):
+            value = "[unprintable]" if "Credential" in name else self.unit.get(name, "")
+            for each in value.split("; ") if name == "DeviceAllow" else (value,):
+                yield f"{name}={each}\n"
 
     def printers_rule(self, text=None):
         """Write the rule for the configured printers, as `install` does, or another text."""

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from bench import KEY, Bench, logged
 from portretry_udev import __version__, cli, config
 
+_ASKS = re.compile(r"click\.(prompt|confirm)\(")
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = README.with_name("config.example.toml")
 # DESIGN's section 6, word for word.
@@ -291,3 +292,20 @@ def test_configuration_that_is_shown_loads(source, tmp_path):
         path.write_text(text.replace("/etc/portretry-udev/mk3.key", str(key)))
         (printer,) = config.load({"config": str(path)}, {}).printers
         assert printer.key.read() == KEY
+
+
+def test_a_question_leaves_nothing_on_stdout():
+    """So that `login --print` and the like can be redirected; click's own prompts put a blank there."""
+    program = "from portretry_udev.cli_common import typed; raise SystemExit(typed('Name: ') != 'boss')"
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, input="boss \n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "Name: \n")
+
+
+def test_no_command_asks_by_clicks_own_prompt():
+    """But for what is typed unseen: that goes to the terminal itself."""
+    source = Path(cli.__file__).parent
+    asked = [
+        line for file in source.glob("*.py") for line in file.read_text().splitlines() if _ASKS.search(line)
+    ]
+    assert [line for line in asked if "hide_input=True" not in line] == []

@@ -165,11 +165,25 @@ def hide_home(ill):
 
 
 def strict(ill):
-    ill.unit |= {"ProtectSystem": "strict", "ReadWritePaths": ""}
+    """What may be written to only begins as the folder does."""
+    ill.unit |= {"ProtectSystem": "strict", "ReadWritePaths": f"-{ill.state}s -{ill.socket.parent}s"}
+
+
+def handed_over(ill, *lines):
+    """These lines are in a drop-in of the unit."""
+    ill.written += "\n# /etc/systemd/system/portretry-udev.service.d/k.conf\n[Service]\n" + "\n".join(lines)
+
+
+def strange_name(ill):
+    """The folder's name is one that a unit's line has to escape."""
+    ill.top["state_dir"] = str(ill.folder / "at 100%")
+    ill.unit |= {"ProtectSystem": "strict", "ReadWritePaths": f"{ill.socket.parent}"}
 
 
 def rare(ill):
-    ill.unit |= {"DevicePolicy": "closed", "DeviceAllow": "char-188 rw; char-166 rw"}
+    """None of the entries is that of 216: neither a longer number, nor one that is only to be read."""
+    ill.unit |= {"DevicePolicy": "closed", "DeviceAllow": "char-2160 rw; char-216 r; char-166 rw"}
+    ill.write("proc/devices", "Character devices:\n  4 tty\n216 rfcomm\n\nBlock devices:\n216 char\n")
     ill.devices.node["number"] = os.makedev(216, 0)
 
 
@@ -237,7 +251,14 @@ CURES = [
     ("unit-lacks", hide_home, entry("unit", "ProtectHome", "", "read-only")[1]),
     ("unit-lacks", *entry("unit", "PrivateTmp", "yes", "no")),
     ("unit-lacks", strict, lambda ill: ill.unit.update(ReadWritePaths=f"-{ill.state} -{ill.socket.parent}")),
+    ("unit-lacks", strict, lambda ill: ill.unit.update(ReadWritePaths=f'"-/srv/a b" {ill.state.parent}')),
+    (
+        "unit-lacks",
+        strange_name,
+        lambda ill: ill.unit.update(ReadWritePaths=f'"-{ill.folder}/at 100%" {ill.socket.parent}'),
+    ),
     ("unit-lacks", rare, lambda ill: ill.unit.update(DeviceAllow="char-188 rw; char-216 rw")),
+    ("unit-lacks", rare, lambda ill: ill.unit.update(DeviceAllow="char-rfc* rw; char-188 rw")),
     ("unit-changed", *entry("unit", "NeedDaemonReload", "yes", "no")),
     ("unit-unwatched", *entry("unit", "WatchdogUSec", "0", "2min")),
     ("unit-unwatched", *entry("unit", "Type", "simple", "notify")),
@@ -250,8 +271,11 @@ CURES = [
     ("service-deaf", *attribute("told", "none", "udev")),
     (
         "key-denied",
-        lambda ill: ill.serve(user=STRANGER),
-        lambda ill: ill.unit.update(LoadCredential="keys:/etc/portretry-udev"),
+        lambda ill: (
+            ill.serve(user=STRANGER),
+            handed_over(ill, "LoadCredential=keys:/etc", "LoadCredential="),
+        ),
+        lambda ill: handed_over(ill, "LoadCredential=keys:/etc/portretry-udev"),
     ),
     (
         "service-weak",

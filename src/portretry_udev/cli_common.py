@@ -5,6 +5,7 @@ Knows click and sysexits(3).  Must not know any single command.
 
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ EX_SOFTWARE = 70
 EX_TEMPFAIL = 75
 EX_CONFIG = 78  # systemd is told not to restart the service on it
 EX_INTERRUPTED = 130  # as shells say it: 128 + SIGINT
+_HEARS_WITHIN = 0.5  # seconds
 
 # The variables that make a configuration without a file.
 _CONFIGURE = ("PORTRETRY_CONFIG", "PORTRETRY_OCTOPRINT", "PORTRETRY_OCTOPRINT_CONFIG")
@@ -81,3 +83,24 @@ def devices_or_fail() -> Devices:
 def colour() -> bool | None:
     """For ``click.echo``: no colours where NO_COLOR is set (no-color.org), else on a terminal only."""
     return False if os.environ.get("NO_COLOR") else None
+
+
+def typed(prompt: str) -> str:
+    """A line, without the blanks around it.
+
+    click's own prompt writes a part of itself to stdout.
+
+    Raises:
+        Abort: there is nobody any more.
+    """
+    click.echo(prompt, err=True, nl=False, color=colour())
+    if sys.stdin.isatty():
+        # A Ctrl-C just before read(2) is noticed only when that returns, and nobody may type any more.
+        while not select.select([sys.stdin], [], [], _HEARS_WITHIN)[0]:
+            pass
+    line = sys.stdin.readline()
+    if not line:
+        raise click.Abort
+    if not sys.stdin.isatty():  # then nobody has ended the prompt's line
+        click.echo(err=True)
+    return line.strip()

@@ -17,8 +17,11 @@ from portretry_udev import cli_common as common
 from portretry_udev import logs
 from portretry_udev.config import survey
 from portretry_udev.listing import WIDTH
+from portretry_udev.udev_rule import UNIT
 
 EX_FOUND = 1
+# The service's own while it runs, for root to look into; a key may be nowhere else.
+CREDENTIALS = Path("/run/credentials", UNIT)
 
 
 @click.command(short_help="Every reason why nothing might happen, and its cure.")
@@ -50,7 +53,8 @@ def doctor(  # noqa: PLR0913 - one argument a flag
 
     logs.set_up(verbose=False)
     flags = common.given({"config": config}, ctx)
-    found = survey(flags, os.environ, () if name is None else (name,))
+    environment = {"CREDENTIALS_DIRECTORY": str(CREDENTIALS), **os.environ}
+    found = survey(flags, environment, () if name is None else (name,))
     socket = Path(control).absolute() if control else found.control
     with contextlib.closing(common.devices_or_fail()) as devices:
         reader = Reader(devices)

@@ -19,7 +19,7 @@ import click
 
 from portretry_udev import activation, install, installation, program
 from portretry_udev.activation import Failure, Machine, Step
-from portretry_udev.cli_common import EX_CONFIG, EX_INTERRUPTED, EX_UNAVAILABLE, colour, fail, say
+from portretry_udev.cli_common import EX_CONFIG, EX_INTERRUPTED, EX_UNAVAILABLE, colour, fail, say, typed
 from portretry_udev.config import Survey, Wrong, load, survey
 from portretry_udev.install import Change, InstallTrouble, Kind, Layout, Written
 from portretry_udev.installation import Planned, Removal
@@ -381,7 +381,7 @@ def _confirm(*, yes: bool, question: str) -> None:
     if yes or not sys.stdin.isatty():
         return
     try:
-        agreed = click.confirm(question, err=True)
+        agreed = typed(f"{question} [y/N]: ").lower() in ("y", "yes")
     except click.Abort:
         click.echo(err=True)
         fail(EX_INTERRUPTED, "nothing was changed")

@@ -24,6 +24,7 @@ from portretry_udev.cli_common import (
     fail,
     given,
     say,
+    typed,
 )
 from portretry_udev.config import Place, Wrong, load_place
 from portretry_udev.keys import VARIABLE, KeySource, KeyTrouble, usual_place
@@ -250,7 +251,8 @@ def key_of_new_account(place: Place, admin: str | None, account: str, *, passwor
     """
     if admin is None:
         _say("An administrator of OctoPrint has to log in, once; the password is kept nowhere.")
-        admin = str(click.prompt("Name", err=True))
+        while not admin:
+            admin = typed("Name: ")
     if password_stdin:
         password = sys.stdin.readline().rstrip("\r\n")
     else:

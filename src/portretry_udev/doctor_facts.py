@@ -62,11 +62,11 @@ _PROPERTIES = (
     "Group",
     "SupplementaryGroups",
     "CapabilityBoundingSet",
-    "LoadCredential",
-    "LoadCredentialEncrypted",
     "DevicePolicy",
     "DeviceAllow",
 )
+# Told by no `systemctl show` (252: "[unprintable]"), so they are read where they are written.
+_CREDENTIALS = ("LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted")
 _NOBODY = -1  # no user has this number
 _TIME_ERROR = 5  # <linux/timex.h>: nobody keeps the clock
 _THROTTLED = 0x10001  # vcgencmd get_throttled: under-voltage now, and since the boot
@@ -151,6 +151,7 @@ class Reader:
             root=self._kernel.user == 0,
             survey=survey,
             majors=majors,
+            drivers=self._drivers(),
             hearing=hearing,
             heard=heard,
             unsent=unsent,
@@ -299,7 +300,29 @@ class Reader:
         found: dict[str, str] = {}
         for name, _, value in (line.partition("=") for line in told.splitlines()):
             found[name] = f"{found[name]}; {value}" if name in found else value  # DeviceAllow: one a line
+        if found.get("LoadState") == "loaded":
+            with contextlib.suppress(OSError):  # one that systemd-run has made is in no file
+                found |= _credentials(self._run(["systemctl", "cat", UNIT]))
         return found, ""
+
+    def _drivers(self) -> dict[int, frozenset[str]]:
+        found: dict[int, frozenset[str]] = {}
+        with contextlib.suppress(OSError):
+            characters = (self._root / "proc/devices").read_text(errors="replace").partition("\n\n")[0]
+            for line in characters.splitlines():
+                major, _, name = line.strip().partition(" ")
+                if major.isdigit():
+                    found[int(major)] = found.get(int(major), frozenset()) | {name}
+        return found
+
+
+def _credentials(unit: str) -> dict[str, str]:
+    """What a unit and its drop-ins hand over; an empty line takes back those before it."""
+    found = dict.fromkeys(_CREDENTIALS, "")
+    for name, _, value in (line.partition("=") for line in unit.splitlines()):
+        if name in found:
+            found[name] = f"{found[name]}; {value}" if found[name] and value else value
+    return found
 
 
 def _would_be(unit: Mapping[str, str] | None) -> Process:

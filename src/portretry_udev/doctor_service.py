@@ -4,7 +4,10 @@ Pure: facts in, findings out.  Knows systemd's words for a unit (org.freedesktop
 ``status``.  Must not know where they come from.
 """
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from portretry_udev import __version__
@@ -14,7 +17,14 @@ from portretry_udev.facts import Machine, Patient, Service
 from portretry_udev.findings import Finding, Level, fine, kind
 from portretry_udev.udev_rule import UNIT
 
-_CONFIG = "78"
+_STATUSES = {  # ours, and those of systemd itself where it cannot begin (systemd.exec(5))
+    "78": "a wrong configuration",
+    "203": "its program cannot be run",
+    "216": "its Group= is unknown",
+    "217": "its User= is unknown",
+    "226": "a folder that it names is missing",
+    "243": "a credential that it names is missing",
+}
 _LOG = "journalctl -u portretry-udev -n 30 --no-pager"
 _INSTALL = "sudo portretry-udev install"
 
@@ -198,8 +208,8 @@ def _unit(service: Service, of: Mapping[str, str]) -> Iterator[Finding]:
     status = of.get("ExecMainStatus", "0")
     if active == "failed" or of.get("SubState") == "auto-restart":
         again = "ends again and again" if active != "failed" else "has failed"
-        wrong = " (a wrong configuration)" if status == _CONFIG else ""
-        why = f"exit status {status}{wrong}" if result == "exit-code" else result
+        meant = f" ({_STATUSES[status]})" if status in _STATUSES else ""
+        why = f"exit status {status}{meant}" if result == "exit-code" else result
         yield UNIT_FAILED.found(f"the service {again}: {why}", "", _LOG, f"sudo systemctl restart {UNIT}")
     elif active == "inactive" and not service.processes:
         why = (
@@ -229,13 +239,13 @@ def _lacks(machine: Machine, of: Mapping[str, str]) -> Iterator[Finding]:
         return
     whole = Config(found.printers, found.state_dir, found.control, found.metrics_textfile)
     for need in units.needs(whole, machine.majors):
-        setting, _, value = need.line.partition("=")
-        if not _has(of, setting, value):
+        if not _has(of, need.line, machine.drivers):
             yield UNIT_LACKS.found(f"the unit lacks {need.line}: {need.why}", "", _INSTALL)
 
 
-def _has(of: Mapping[str, str], setting: str, value: str) -> bool:
+def _has(of: Mapping[str, str], line: str, drivers: Mapping[int, frozenset[str]]) -> bool:
     """Whether a unit has a setting by now, in systemd's words for it."""
+    setting, _, value = line.partition("=")
     now = of.get(setting, "")
     match setting:
         case "ProtectHome":
@@ -244,9 +254,21 @@ def _has(of: Mapping[str, str], setting: str, value: str) -> bool:
             return now in ("", "no")
         case "DeviceAllow":
             closed = of.get("DevicePolicy") in ("closed", "strict") or bool(now)
-            return not closed or value.partition(" ")[0] in now
-    strict = of.get("ProtectSystem") in ("strict", "full")  # ReadWritePaths=
-    return not strict or value.strip('"').lstrip("-") in now
+            major = int(value.removeprefix("char-").partition(" ")[0])
+            names = {str(major), *drivers.get(major, ())}
+            return not closed or any(_allows(entry, names) for entry in now.split("; "))
+    # ReadWritePaths=, which is told in quotes where there are blanks, but with its specifiers resolved.
+    strict = of.get("ProtectSystem") in ("strict", "full")
+    (wanted,) = shlex.split(value.replace("%%", "%"))
+    folder = Path(wanted.lstrip("-"))
+    return not strict or any(folder.is_relative_to(each.lstrip("-+")) for each in shlex.split(now))
+
+
+def _allows(entry: str, names: Iterable[str]) -> bool:
+    """Whether one entry of DeviceAllow= opens to read and write what has one of these names, or numbers."""
+    who, _, how = entry.partition(" ")
+    pattern = who.removeprefix("char-")
+    return who != pattern and {"r", "w"} <= set(how) and any(fnmatchcase(name, pattern) for name in names)
 
 
 def process(machine: Machine) -> Iterator[Finding]:
@@ -292,8 +314,9 @@ _FINE = frozenset({"connected", "connecting"})
 
 def key(patient: Patient, service: Service) -> Iterator[Finding]:
     """May the service read the key, too?"""
+    of = service.unit or {}
     handed_over = any(
-        (service.unit or {}).get(name) for name in ("LoadCredential", "LoadCredentialEncrypted")
+        of.get(f"{how}Credential{kept}") for how in ("Load", "Set") for kept in ("", "Encrypted")
     )
     if patient.kept is None or handed_over or service.itself.user in (0, patient.kept.owner):
         return

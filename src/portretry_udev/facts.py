@@ -133,6 +133,7 @@ class Machine:
         root: we are root, and see all.
         survey: the configuration.
         majors: the device numbers of the printers' ports that are there.
+        drivers: the names of the drivers that the kernel has for each such number.
         hearing: which events can arrive, as was foretold.
         heard: an event that we sent was heard; None: none was sent.
         unsent: why not.
@@ -150,6 +151,7 @@ class Machine:
     root: bool
     survey: Survey
     majors: frozenset[int]
+    drivers: Mapping[int, frozenset[str]]
     hearing: Hearing
     heard: bool | None
     unsent: str

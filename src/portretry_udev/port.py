@@ -68,6 +68,10 @@ _VOID = (
     "permission denied: the kernel took all rights from this node when its device was unplugged; "
     "give the container one made by mknod (docs/containers.md)"
 )
+_OTHERS_LINK = (
+    "permission denied: in such a folder the kernel lets only a link's owner follow it; "
+    "have Klipper make its port in another one (its option -I)"
+)
 # EPERM is not the node's mode, but what the control group may use.
 _NOT_ALLOWED = "not allowed here: give the container the device, or the service's unit a DeviceAllow= for it"
 
@@ -499,20 +503,36 @@ def _refused(path: str, error: Exception) -> PortError:
     """An errno as an outcome; what is not known by number is not understood, and means hands off."""
     code = _errno(error)
     refusal = _REFUSALS.get(code, Refusal.UNKNOWN)
-    known = _NOT_ALLOWED if code == errno.EPERM else _VOID if _is_void(path, code) else _ADVICE.get(refusal)
-    advice = known or (os.strerror(code) if code else str(error))
+    known = _NOT_ALLOWED if code == errno.EPERM else None
+    if code == errno.EACCES:
+        known = _VOID if _is_void(path) else _others_link(path)
+    advice = known or _ADVICE.get(refusal) or (os.strerror(code) if code else str(error))
     return PortError(refusal, f"{path}: {advice}")
 
 
-def _is_void(path: str, code: int) -> bool:
+def _is_void(path: str) -> bool:
     """Whether this is devtmpfs's node of a device that was unplugged, kept by a container's bind mount.
 
     Before it unlinks a node, devtmpfs sets its mode to 0 (handle_remove in drivers/base/devtmpfs.c); the
     device that comes back has a new one.
     """
     with contextlib.suppress(OSError):
-        return code == errno.EACCES and stat.S_IMODE(Path(path).stat().st_mode) == 0
+        return stat.S_IMODE(Path(path).stat().st_mode) == 0
     return False
+
+
+def _others_link(path: str) -> str | None:
+    """What to do if this is a link in /tmp, such as Klipper's /tmp/printer, and it is another user's.
+
+    In a folder that everybody may write to, with the sticky bit, nobody follows a link but whose it is, not
+    even root (fs.protected_symlinks, Documentation/admin-guide/sysctl/fs.rst).
+    """
+    with contextlib.suppress(OSError):
+        link, folder = os.lstat(path), Path(path).parent.stat()
+        open_to_all = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+        if stat.S_ISLNK(link.st_mode) and open_to_all and link.st_uid not in (os.geteuid(), folder.st_uid):
+            return _OTHERS_LINK
+    return None
 
 
 def _errno(error: BaseException | None) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from portretry_udev.cli_common import colour
+from portretry_udev.cli_common import colour, typed
 from portretry_udev.devices import Devices, Port
 from portretry_udev.listing import Change, Follower, plain
 from portretry_udev.questions import Option, Question
@@ -22,7 +22,6 @@ from portretry_udev.questions import Option, Question
 WIDTH = 80  # columns, where the terminal has no fewer
 _SETTLED = 1.5  # seconds after which all ports of a board have come
 _HINT_AFTER = 60.0  # seconds without a sign of the cable
-_HEARS_WITHIN = 0.5  # seconds
 _NUMBER = 4  # columns that an option's number takes
 
 EXPLAINED = "Do not pull it in a print.  Enter goes back to the list."
@@ -67,8 +66,8 @@ class Terminal:
         proposed = f" [{default}]" if default else ""
         echo()
         while True:
-            if typed := _typed(f"{click.style(question.text, bold=True)}{proposed}: ") or default:
-                return typed
+            if answer := typed(f"{click.style(question.text, bold=True)}{proposed}: ") or default:
+                return answer
 
     def choose(self, question: Question, options: Sequence[Option], default: int | None = None) -> int:
         """Have one of several chosen, by its number."""
@@ -84,45 +83,24 @@ class Terminal:
                 echo(line)
         proposed = "" if default is None else f" [{default + 1}]"
         while True:
-            typed = _typed(f"Which one?{proposed} ")
-            if not typed and default is not None:
+            answer = typed(f"Which one?{proposed} ")
+            if not answer and default is not None:
                 return default
-            if typed.isascii() and typed.isdigit() and 1 <= int(typed[:9]) <= len(options):
-                return int(typed) - 1
+            if answer.isascii() and answer.isdigit() and 1 <= int(answer[:9]) <= len(options):
+                return int(answer) - 1
             self.say(f"A number from 1 to {len(options)}, please.")
 
     def agree(self, text: str, more: Callable[[], None]) -> bool:
         """Have a plan agreed to; ``more`` shows it in full."""
         echo()
         while True:
-            match _typed(f"{click.style(text, bold=True)} [yes, no, show] ").lower():
+            match typed(f"{click.style(text, bold=True)} [yes, no, show] ").lower():
                 case "y" | "yes":
                     return True
                 case "n" | "no":
                     return False
                 case "s" | "show":
                     more()
-
-
-def _typed(prompt: str) -> str:
-    """A line, without the blanks around it.
-
-    click's own prompt writes a part of itself to stdout.
-
-    Raises:
-        Abort: there is nobody any more.
-    """
-    click.echo(prompt, err=True, nl=False, color=colour())
-    if sys.stdin.isatty():
-        # A Ctrl-C just before read(2) is noticed only when that returns, and nobody may type any more.
-        while not select.select([sys.stdin], [], [], _HEARS_WITHIN)[0]:
-            pass
-    line = sys.stdin.readline()
-    if not line:
-        raise click.Abort
-    if not sys.stdin.isatty():  # then nobody has ended the prompt's line
-        echo()
-    return line.strip()
 
 
 # -- a cable that is pulled and put in ---------------------------------------------------------------------

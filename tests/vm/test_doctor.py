@@ -1,14 +1,14 @@
 """The doctor on a machine with real USB, udevd and systemd: what it finds, and that its cures cure."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from helpers import assert_eventually
 from portretry_udev.udev_rule import rules_for
-from vm.bench import PATIENCE, SOURCE, Bench
+from vm.bench import PATIENCE, Bench
 from vm.boards import MEGA2560, Board
+from vm.commands import Commands
 
 pytestmark = pytest.mark.vm
 
@@ -25,9 +25,11 @@ class House(Bench):
     """A guest without a service or an OctoPrint, and a board to plug in; the doctor comes by."""
 
     def __enter__(self):
+        self.commands = Commands(self.machine)
         return self
 
     def __exit__(self, *_):
+        self.commands.close()
         if self._plugged:
             self.unplug()
         if self.board is not None:
@@ -42,11 +44,9 @@ class House(Bench):
 
     def findings(self):
         """All of them, by their names."""
-        doctor = f"PYTHONPATH={SOURCE} python3 -m portretry_udev doctor --json"
-        told = self.machine.check(f"{doctor} || test $? = 1", PATIENCE)
-        assert KEY not in told
-        told = json.loads(told)
-        return {each["id"]: each for each in (*told["machine"], *told["printers"].get("mk3", ()))}
+        found = self.commands.findings()
+        assert KEY not in str(found)
+        return found
 
     def cure(self, finding):
         """Type the commands that it advises."""

@@ -9,9 +9,9 @@ line of JSON `{"status": ...}` whenever it says something new of the printer.
 import contextlib
 import fcntl
 import json
+import os
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from octoprint import SHORT, say, tell
 from portretry_udev import control
+from portretry_udev.cli import main as portretry
 from portretry_udev.fake_octoprint import FakeOctoPrint
 
 NEWS = ("state", "events", "why")
@@ -42,12 +43,28 @@ def status(path):
     return None
 
 
+def fork(config):
+    """The service as a process of its own, from what is loaded already; its number, and what has it begin.
+
+    Forked before there are threads.
+    """
+    beginning, begins = os.pipe()
+    pid = os.fork()
+    if pid:
+        return pid, lambda: os.write(begins, b"!")
+    os.read(beginning, 1)
+    os.dup2(1, 2)
+    portretry(["watch", "--config", str(config), "-v"], "portretry-udev")
+    return None  # it has exited
+
+
 def main():
     key, *lines = sys.argv[1:]
     raise_loopback()
     folder = Path(tempfile.mkdtemp())
     path = folder / "control.sock"
     config = folder / "config.toml"
+    service, go = fork(config)
     ports = ["/dev/ttyACM*", "/dev/ttyUSB*"]
     with FakeOctoPrint(api_key=key, ports=ports, timeouts=SHORT) as octoprint:
         threading.Thread(target=tell, args=(octoprint,), daemon=True).start()
@@ -57,10 +74,9 @@ def main():
         top = f'state_dir = "{folder}"\ncontrol = "{path}"\n[printers.printer]\n'
         printer = [f'octoprint = "{octoprint.url}"', f'api_key_file = "{file}"', *lines]
         config.write_text(top + "\n".join(printer) + "\n")
-        words = [sys.executable, "-m", "portretry_udev", "watch", "--config", str(config), "-v"]
-        service = subprocess.Popen(words, stderr=subprocess.STDOUT)
+        go()
         told = None
-        while service.poll() is None:
+        while os.waitpid(service, os.WNOHANG) == (0, 0):
             said = status(path)
             news = said and {word: said.get(word) for word in NEWS}
             if news != told:

@@ -49,8 +49,9 @@ test-system: $(VENV)/.test
 	$(PYTEST) -m system tests/system
 
 # A stock kernel in QEMU, USB boards plugged and pulled; root for the first build, see tests/vm/README.md.
+# Two machines side by side, each of which has one processor.
 test-vm: $(VENV)/.test
-	$(PYTEST) -m vm tests/vm
+	$(PYTEST) -m vm -n 2 --dist loadfile tests/vm
 
 benchmark: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/recovery.py

@@ -283,7 +283,8 @@ def test_without_the_library_the_service_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     path = tmp_path / "portretry.prom"
     with running(Config((), tmp_path, tmp_path / "s", path), caplog) as thread:
-        assert_eventually(lambda: "pip install prometheus-client" in caplog.text, SOON, lambda: caplog.messages)
+        cure = "pip install prometheus-client"
+        assert_eventually(lambda: cure in caplog.text, SOON, lambda: caplog.messages)
         assert_eventually((tmp_path / "s").exists, SOON, "it does not start")
         assert thread.is_alive()
     assert not path.exists()

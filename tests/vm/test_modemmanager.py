@@ -124,7 +124,7 @@ def told_at(board):
 
 
 def assert_left_alone(bench, board, neighbour):
-    """Plug in a neighbour that is nobody's printer: it is told AT, the board has felt nothing; the neighbour."""
+    """Plug in a neighbour that is nobody's printer: it is told AT, the board has felt nothing; returns it."""
     other = bench.plug("neighbour", neighbour)
     assert told_at(other), bench.account()
     assert board.counts == NOTHING

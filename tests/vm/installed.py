@@ -30,22 +30,11 @@ _PEOPLE = """\
 useradd --create-home --groups dialout pi && useradd --create-home stranger &&
 touch /home/pi/buttons && chown pi: /home/pi/* && systemctl --quiet enable --now octoprint
 """
-# What a system writes of its own accord, or with any package, and what is only here for the tests.
-_NOTES = (
-    *(
-        "/proc",
-        "/sys",
-        "/dev",
-        "/tmp",
-        "/home",
-        "/root",
-        "/run/udev",
-        "/run/log",
-        "/run/systemd",
-        "/run/mount",
-    ),
-    *("/var/tmp", "/var/log", "/var/cache", "/var/lib/apt", "/var/lib/dpkg", "/var/lib/systemd", SOURCE),
-)
+# Where a system writes of its own accord, or with any package; and what is only here for the tests.
+_NOTES = f"""
+    /proc /sys /dev /tmp /run/udev /run/log /run/systemd /run/mount {SOURCE}
+    /var/tmp /var/log /var/cache /var/lib/apt /var/lib/dpkg /var/lib/systemd
+""".split()
 
 
 class Installed(Bench):

@@ -265,13 +265,13 @@ def succeeded(bench):
 
 def test_a_wrong_configuration_is_not_tried_again(bench):
     """78: the mistake is in the journal as an error, and no start follows; put right, it works."""
-    bench.machine.check(f"cp -p {CONFIG} /root/right && sed -i 's/^\\[printers/intervall = 1\\n&/' {CONFIG}")
+    bench.machine.check(f"cp -p {CONFIG} /tmp/right && sed -i 's/^\\[printers/intervall = 1\\n&/' {CONFIG}")
     with undisturbed(bench):
         bench.machine.run(f"systemctl restart {UNIT}")
         assert_eventually(lambda: bench.unit("ActiveState") == ["failed"], PATIENCE, bench.account)
         names = ("SubState", "ExecMainStatus", "Result")
         assert bench.unit(*names) == ["failed", "78", "exit-code"], "auto-restart would be another SubState"
-        bench.machine.check(f"cp -p /root/right {CONFIG} && systemctl restart {UNIT}")
+        bench.machine.check(f"cp -p /tmp/right {CONFIG} && systemctl restart {UNIT}")
         bench.service.expect(f"{NAME}: connected: ", PATIENCE)
     said = [line for line in bench.journal() if "intervall" in line["MESSAGE"]]
     assert {line["PRIORITY"] for line in said} == {"3"}
@@ -295,9 +295,9 @@ def test_a_read_only_etc_is_told_and_survived(bench):
     """The service needs to write nothing there; `install` changes nothing, and says why."""
     example = f"{ETC}/config.example.toml"
     with undisturbed(bench):
-        bench.machine.check(f"mv {example} /root && mount -o bind,ro /etc /etc")
+        bench.machine.check(f"mv {example} /tmp && mount -o bind,ro /etc /etc")
         ended, said = bench.machine.run("portretry-udev install --yes 2>&1", LONG)
-        bench.machine.check(f"umount /etc && mv /root/config.example.toml {example}")
+        bench.machine.check(f"umount /etc && mv /tmp/config.example.toml {example}")
     assert ended == 73, said
     assert "Read-only file system" in said
     assert bench.status()["state"] == "connected"

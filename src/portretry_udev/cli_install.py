@@ -299,7 +299,8 @@ def shown(changes: Iterable[Change], steps: Iterable[Step], *, would: bool) -> I
         label, hue = _KINDS[change.kind]
         kept = "; what is there is kept beside it" if change.keeps_old else ""
         what = change.file.what + kept if change.is_needed else ""
-        yield from entry(label, hue, str(change.file.path), what)
+        where = change.file.packaged if change.kind is Kind.PACKAGED else change.file.path
+        yield from entry(label, hue, str(where), what)
         for line in change.diff():
             yield "    " + click.style(plain(line), fg=_DIFF.get(line[:1]))
     yield from _steps(steps, would=would)

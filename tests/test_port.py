@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import pathlib
 import signal
 import stat
 import struct
@@ -334,6 +335,21 @@ def test_a_node_that_the_kernel_has_voided(pty):
     os.chmod(pty.node, 0)  # noqa: PTH101 - a node, not a path of ours
     said = run(TRY_TO_OPEN, pty.node)
     assert said.startswith(f"DENIED {pty.node}: permission denied: the kernel took all rights")
+    assert "dialout" not in said
+
+
+def test_anothers_link_in_tmp(pty, tmp_path):
+    """No group helps where the kernel follows a link for its owner only: the port must be made elsewhere."""
+    os.chmod(pty.node, 0o400)  # noqa: PTH101 - a node, not a path of ours
+    link = pathlib.Path("/tmp", f"{tmp_path.parent.name}-{tmp_path.name}")
+    link.symlink_to(pty.node)
+    try:
+        if os.geteuid() == 0:  # who owns /tmp: whose links are followed for all
+            os.chown(link, 12345, 12345, follow_symlinks=False)
+        said = run(f"os.geteuid = lambda: 54321\n{TRY_TO_OPEN}", str(link))
+    finally:
+        link.unlink()
+    assert said.startswith(f"DENIED {link}: permission denied: in such a folder the kernel lets only")
     assert "dialout" not in said
 
 

@@ -350,9 +350,9 @@ class Watcher:
         if self._said is None or self._said[0] != account.state:
             self._since = time.time()
         self._said = said
-        # Logged first: who has seen the state finds its line there.
-        self.log.log(logging.WARNING if account.warn else logging.INFO, "%s: %s", account.state, account.why)
         self.snapshot = self._snapshot(account, self._since)
+        # Logged then: who has read the line sees the state in `status`.
+        self.log.log(logging.WARNING if account.warn else logging.INFO, "%s: %s", account.state, account.why)
         self._changed()
 
     def _since_of(self, account: words.Account) -> float:

@@ -6,9 +6,10 @@ import pytest
 
 from helpers import assert_eventually
 from portretry_udev.udev_rule import rules_for
-from vm.bench import PATIENCE, Bench
+from vm.bench import PATIENCE, Bench, copy_package
 from vm.boards import MEGA2560, Board
 from vm.commands import Commands
+from vm.machine import Machine, built
 
 pytestmark = pytest.mark.vm
 
@@ -66,14 +67,22 @@ class Mk3:
     name, port, match = "mk3", PORT, {}
 
 
-def test_from_nothing_to_a_machine_that_is_well(machine):
+@pytest.fixture
+def own(machine):  # noqa: ARG001 - it skips where no machine can be built
+    """A machine of its own: in the others' services of ours run, which a doctor would find."""
+    with Machine(built()) as running:
+        copy_package(running)
+        yield running
+
+
+def test_from_nothing_to_a_machine_that_is_well(own):
     """What a person meets who does one thing after the other; each finding goes when its cure was applied."""
-    with House(machine, MEGA2560) as house:
+    with House(own, MEGA2560) as house:
         assert house.findings().keys() >= {"configuration-missing", "unit-missing", "rule-missing"}
 
         house.configure()
-        machine.put(UNIT, (ROOT / "systemd/portretry-udev.service").read_text())
-        machine.check("systemctl daemon-reload")
+        own.put(UNIT, (ROOT / "systemd/portretry-udev.service").read_text())
+        own.check("systemctl daemon-reload")
         found = house.findings()
         assert found["events"]["what"].startswith("udev's arrive"), "by a real udevd"
         assert not found.keys() & {"configuration-missing", "unit-missing", "unit-lacks", "unit-unwatched"}
@@ -89,8 +98,8 @@ def test_from_nothing_to_a_machine_that_is_well(machine):
         assert PORT in found["port"]["what"]
         assert found["permitted"]["level"] == "ok", "the unit has the group of the port"
 
-        machine.put(f"{RULES}/99-portretry.rules", (ROOT / "udev/99-portretry.rules").read_text())
-        machine.put(f"{RULES}/99-portretry-printers.rules", rules_for([Mk3]))
+        own.put(f"{RULES}/99-portretry.rules", (ROOT / "udev/99-portretry.rules").read_text())
+        own.put(f"{RULES}/99-portretry-printers.rules", rules_for([Mk3]))
         found = house.findings()
         assert "rule-missing" not in found
         house.cure(found["rule-ineffective"])
@@ -101,19 +110,19 @@ def test_from_nothing_to_a_machine_that_is_well(machine):
         asleep = (
             f"cd -P /sys/class/tty/$(basename $(readlink -f {PORT}))/device/../power && echo auto > control"
         )
-        machine.check(asleep)
+        own.check(asleep)
         house.cure(house.findings()["usb-autosuspend"])
         assert "usb-autosuspend" not in house.findings()
 
         house.configure('state_dir = "/srv/holds"\n')
         lacks = house.findings()["unit-lacks"]
         line = lacks["what"].removeprefix("the unit lacks ").partition(": ")[0]
-        machine.check("mkdir -p /srv/holds")
-        machine.put(DROP_IN, f"[Service]\n{line}\n")
-        machine.check("systemctl daemon-reload")
+        own.check("mkdir -p /srv/holds")
+        own.put(DROP_IN, f"[Service]\n{line}\n")
+        own.check("systemctl daemon-reload")
         assert "unit-lacks" not in house.findings()
 
-        holder = machine.spawn("sh", "-c", f"exec 3<>{PORT}; sleep 600")
+        holder = own.spawn("sh", "-c", f"exec 3<>{PORT}; sleep 600")
         assert_eventually(lambda: "port-held" in house.findings(), PATIENCE, house.findings)
         opens = board.counts.opens
         assert opens == 1, "the holder's; the doctor has opened it never"

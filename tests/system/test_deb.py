@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import debian_package
 import portretry_udev
 
 pytestmark = pytest.mark.system
@@ -99,18 +100,7 @@ class Image:
 @pytest.fixture(scope="module")
 def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of this checkout, as `make deb` builds it."""
-    for program, package in (("dpkg-buildpackage", "dpkg-dev"), ("dh", "debhelper"), ("git", "git")):
-        if not shutil.which(program):
-            pytest.skip(f"needs {program}: apt install {package}")
-    missing = subprocess.run(["dpkg-checkbuilddeps"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if missing.returncode:
-        pytest.skip(f"needs what builds it (sudo apt build-dep ./): {missing.stderr.strip()}")
-    folder = tmp_path_factory.mktemp("dist")
-    built = subprocess.run([ROOT / "tools/make-deb", folder], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    (made,) = folder.glob("*.deb")
-    assert built.stdout == f"{made}\n"
-    return made
+    return debian_package.built(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")

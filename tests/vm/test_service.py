@@ -6,13 +6,13 @@ Each story leaves the printer connected for the next one.  The boards count: wha
 import contextlib
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import debian_package
 from helpers import assert_eventually
 from vm.bench import KEY, PATIENCE
 from vm.boards import MEGA2560
@@ -31,16 +31,7 @@ VENV = "/opt/portretry-udev"
 @pytest.fixture(scope="module")
 def deb(tmp_path_factory):
     """As `make deb` builds it."""
-    for program, package in (("dpkg-buildpackage", "dpkg-dev"), ("dh", "debhelper"), ("git", "git")):
-        if not shutil.which(program):
-            pytest.skip(f"needs {program}: apt install {package}")
-    missing = subprocess.run(["dpkg-checkbuilddeps"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if missing.returncode:
-        pytest.skip(f"needs what builds it (sudo apt build-dep ./): {missing.stderr.strip()}")
-    folder = tmp_path_factory.mktemp("deb")
-    subprocess.run([ROOT / "tools/make-deb", folder], check=True, capture_output=True)
-    (made,) = folder.glob("*.deb")
-    return made
+    return debian_package.built(tmp_path_factory.mktemp("deb"))
 
 
 @pytest.fixture(scope="module")

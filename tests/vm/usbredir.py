@@ -125,7 +125,10 @@ class Device:
                 return
             with self._connection:
                 hello = b"portretry-udev".ljust(64, b"\0") + struct.pack("<I", _CAPABILITIES)
-                self._connection.sendall(_HELLO_HEAD.pack(_Packet.HELLO, len(hello), 0) + hello)
+                with contextlib.suppress(
+                    OSError
+                ):  # pulled as soon as it was plugged: then no talk comes of it
+                    self._connection.sendall(_HELLO_HEAD.pack(_Packet.HELLO, len(hello), 0) + hello)
                 self._talk()
             with self._lock:
                 self._connection = None

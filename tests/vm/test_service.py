@@ -92,7 +92,7 @@ def by_pip(machine, wheels):  # noqa: ARG001 - it skips where no machine can be 
     """A machine that is just installing: pip takes its time there, and has it beside the first stories."""
     with new_machine() as house:
         put(house.machine, *wheels.iterdir())
-        install = f"{VENV}/bin/pip install --quiet --no-index --find-links /tmp portretry-udev"
+        install = f"{VENV}/bin/pip install --quiet --no-index /tmp/*.whl"
         house.installing = house.machine.spawn("sh", "-c", f"python3 -m venv {VENV} && {install}")
         yield house
 

@@ -19,7 +19,7 @@ from portretry_udev.events import (
     Told,
 )
 from portretry_udev.rules import Attempt, Line, State, deadline, step
-from portretry_udev.words import account
+from portretry_udev.words import STATES, account
 
 NOW = 1000.0
 TTY = "/dev/ttyUSB0"
@@ -245,7 +245,7 @@ def test_each_situation_is_told(name):
 
 def test_every_state_of_the_design_can_be_told():
     """Section 6 names eleven; none is told that it does not name, none is left out."""
-    assert {state for _, state, _, _ in CASES.values()} == {
+    design = {
         "connected",
         "connecting",
         "absent",
@@ -258,6 +258,8 @@ def test_every_state_of_the_design_can_be_told():
         "unreachable",
         "unconfigured",
     }
+    assert {state for _, state, _, _ in CASES.values()} == design
+    assert set(STATES) == design, "which metrics count by"
 
 
 @pytest.mark.parametrize("name", CASES)
